@@ -1,0 +1,428 @@
+//! A node's tiers as one: blocks go down before they leave the host tier, and come up when they are asked for.
+//!
+//! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through.
+//! * [`promote`] reads blocks back into the host tier, which is where all readers read.
+//! * [`pins`] keeps blocks for tenants.
+//!
+//! Nothing a scheduler waits for (`lookup`, `lease`) waits for the disk: both only start reads.
+
+mod admission;
+mod pins;
+mod promote;
+mod spill;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvmesh_core::Digest;
+use parking_lot::Mutex;
+
+use self::pins::Pins;
+pub use self::pins::{PinError, Pinned};
+use self::promote::Promoter;
+use self::spill::Spiller;
+use crate::block::{self, Lease, Reservation};
+use crate::error::{Error, Result};
+use crate::eviction::{Hints, Policy};
+use crate::image::Layout;
+use crate::namespace::Namespace;
+use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, Stats, Tier};
+
+/// What a store is made of.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A directory in memory, for the host tier.
+    pub shm_dir: PathBuf,
+    /// Bytes of the host tier.
+    pub host_bytes: u64,
+    /// Which blocks leave a full tier.
+    pub policy: Policy,
+    /// The disk tier, if there is one.
+    pub nvme: Option<NvmeSettings>,
+    /// Bytes each tenant may pin.
+    pub pin_bytes: u64,
+}
+
+/// A disk tier.
+#[derive(Debug, Clone)]
+pub struct NvmeSettings {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Bytes it may hold.
+    pub bytes: u64,
+    /// Bytes it may be written a day; None: no limit.
+    pub bytes_per_day: Option<u64>,
+}
+
+impl Settings {
+    /// A host tier alone.
+    pub fn host(shm_dir: &Path, host_bytes: u64) -> Self {
+        Self {
+            shm_dir: shm_dir.to_owned(),
+            host_bytes,
+            policy: Policy::default(),
+            nvme: None,
+            pin_bytes: host_bytes / 4,
+        }
+    }
+}
+
+/// What went between the tiers, in blocks since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Written below.
+    pub spilled: u64,
+    /// Left the host tier unwritten because the writer was behind.
+    pub shed: u64,
+    /// Not written because they are unlikely to return.
+    pub unlikely: u64,
+    /// Not written because the day's bytes are used up, or nearly, for blocks as likely to return.
+    pub over_budget: u64,
+    /// Not written because the tier had no room, or failed.
+    pub unplaced: u64,
+    /// Read back.
+    pub promoted: u64,
+    /// Not read back: the disk failed, or the block was corrupt.
+    pub failed: u64,
+    /// To be read back now.
+    pub coming: u64,
+}
+
+/// A block's namespace in both tiers.
+pub(crate) struct Open {
+    pub(crate) name: Namespace,
+    pub(crate) layout: Arc<Layout>,
+    /// None: the tier below cannot have such blocks.
+    pub(crate) below: Option<NamespaceId>,
+}
+
+/// The tiers of a node. Thread-safe.
+pub struct Store {
+    host: Arc<HostTier>,
+    shared: Arc<Shared>,
+    lower: Option<Lower>,
+    pins: Pins,
+    /// Held by who opens a namespace, which may wait for the disk.
+    opening: Mutex<()>,
+}
+
+/// What the threads know, too.
+pub(crate) struct Shared {
+    pub(crate) host: Arc<HostTier>,
+    /// By the host tier's numbers.
+    opened: Mutex<Vec<Arc<Open>>>,
+}
+
+struct Lower {
+    nvme: Arc<NvmeTier>,
+    spiller: Spiller,
+    promoter: Promoter,
+}
+
+impl Shared {
+    pub(crate) fn open(&self, namespace: NamespaceId) -> Arc<Open> {
+        self.opened.lock()[namespace.0 as usize].clone()
+    }
+}
+
+impl Store {
+    /// Makes the tiers. Takes the time the host tier's memory takes to allocate, and the disk tier's record to read.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        let (dir, bytes) = (&settings.shm_dir, settings.host_bytes);
+        let host = Arc::new(HostTier::with_policy(dir, bytes, settings.policy)?);
+        let shared = Arc::new(Shared {
+            host: host.clone(),
+            opened: Mutex::default(),
+        });
+        let lower = match &settings.nvme {
+            None => None,
+            Some(nvme) => {
+                host.spill();
+                let tier = NvmeTier::new(&nvme.dir, nvme.bytes, settings.policy);
+                Some(Lower {
+                    spiller: Spiller::start(&shared, &tier, nvme.bytes_per_day)?,
+                    promoter: Promoter::start(&shared, &tier, settings.host_bytes)?,
+                    nvme: tier,
+                })
+            }
+        };
+        Ok(Self {
+            host,
+            shared,
+            lower,
+            pins: Pins::new(settings.pin_bytes),
+            opening: Mutex::new(()),
+        })
+    }
+
+    /// The host tier.
+    pub fn host(&self) -> &Arc<HostTier> {
+        &self.host
+    }
+
+    /// The disk tier.
+    pub fn nvme(&self) -> Option<&Arc<NvmeTier>> {
+        self.lower.as_ref().map(|lower| &lower.nvme)
+    }
+
+    /// The tiers, from the top.
+    pub fn tiers(&self) -> Vec<Arc<dyn Tier>> {
+        let mut tiers: Vec<Arc<dyn Tier>> = vec![self.host.clone()];
+        if let Some(lower) = &self.lower {
+            tiers.push(lower.nvme.clone());
+        }
+        tiers
+    }
+
+    /// Opens a namespace in all tiers. Fails where the host tier cannot have such blocks.
+    pub fn open(&self, namespace: &Namespace) -> Result<NamespaceId> {
+        let _opening = self.opening.lock();
+        let id = self.host.open(namespace)?;
+        if self.shared.opened.lock().len() <= id.0 as usize {
+            let open = Arc::new(Open {
+                name: namespace.clone(),
+                layout: self.host.layout(id),
+                below: (self.nvme()).and_then(|nvme| nvme.open(namespace).ok()),
+            });
+            self.shared.opened.lock().push(open);
+        }
+        Ok(id)
+    }
+
+    /// How many leading blocks of the chain a `lease` would get. Those on the disk begin to come up.
+    pub fn lookup(&self, namespace: NamespaceId, chain: &[Digest]) -> usize {
+        let here = self.host.lookup(namespace, chain);
+        match &self.lower {
+            Some(lower) if here < chain.len() => {
+                lower.promoter.lookup(&self.shared, namespace, chain, here)
+            }
+            _ => here,
+        }
+    }
+
+    /// Leases the leading blocks of the chain, those included that are on their way up; which of them are not here yet.
+    pub fn lease(&self, namespace: NamespaceId, chain: &[Digest]) -> (Lease, Vec<u32>) {
+        if let Some(lower) = &self.lower {
+            lower.promoter.fetch(&self.shared, namespace, chain);
+        }
+        let host: Arc<dyn Tier> = self.host.clone();
+        let lease = block::lease(&host, namespace, chain, usize::MAX);
+        let coming = |&(_, &slot): &(usize, &_)| self.host.is_coming(slot);
+        let coming = if self.lower.is_some() {
+            (lease.slots().iter().enumerate())
+                .filter(coming)
+                .map(|(place, _)| place as u32)
+                .collect()
+        } else {
+            Vec::new()
+        };
+        (lease, coming)
+    }
+
+    /// Reads the leading blocks of the chain that are on the disk into the host tier. Blocks.
+    pub(crate) fn bring(&self, namespace: NamespaceId, chain: &[Digest]) {
+        if let Some(lower) = &self.lower {
+            lower.promoter.bring(namespace, chain);
+        }
+    }
+
+    /// Copies a block from the disk tier to `out`, verified; false if it is not there, or not whole.
+    pub(crate) fn read_below(
+        &self,
+        namespace: NamespaceId,
+        chain: &[Digest; 1],
+        out: &mut [u8],
+    ) -> Result<bool> {
+        let open = self.shared.open(namespace);
+        let (Some(nvme), Some(below)) = (self.nvme(), open.below) else {
+            return Ok(false);
+        };
+        let tier: Arc<dyn Tier> = nvme.clone();
+        let lease = block::lease(&tier, below, chain, 1);
+        if lease.slots().is_empty() {
+            return Ok(false);
+        }
+        match lease.read(0, 0..open.layout.segments().len(), out) {
+            Ok(()) => Ok(true),
+            Err(Error::Corrupt { .. } | Error::Io { .. } | Error::Offline(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a block of one segment to the disk tier alone; whether it is there now. Blocks.
+    pub(crate) fn put_below(
+        &self,
+        namespace: NamespaceId,
+        digest: Digest,
+        data: &[u8],
+    ) -> Result<bool> {
+        let below = self.shared.open(namespace).below;
+        let (Some(nvme), Some(below)) = (self.nvme(), below) else {
+            return Ok(false);
+        };
+        let tier: Arc<dyn Tier> = nvme.clone();
+        match block::reserve(&tier, below, None, &[digest]).pop() {
+            Some(Reservation::Room(reserved)) => match reserved.fill(&[data]) {
+                Ok(filled) => {
+                    block::register(vec![filled]);
+                    Ok(true)
+                }
+                Err(Error::Io { .. } | Error::Offline(_) | Error::NotFilled) => Ok(false),
+                Err(error) => Err(error),
+            },
+            Some(Reservation::Present) => Ok(true),
+            Some(Reservation::Full) | None => Ok(false),
+        }
+    }
+
+    /// Whether the disk tier has the block; counted as a look-up there.
+    pub(crate) fn lookup_below(&self, namespace: NamespaceId, chain: &[Digest; 1]) -> bool {
+        let below = self.shared.open(namespace).below;
+        match (self.nvme(), below) {
+            (Some(nvme), Some(below)) => nvme.lookup(below, chain) == 1,
+            _ => false,
+        }
+    }
+
+    /// The uppermost tier that has the block. Counts as no look-up.
+    pub fn place_of(&self, namespace: NamespaceId, digest: &Digest) -> Option<kvmesh_core::Tier> {
+        if self.host.holds(namespace, digest) {
+            return Some(kvmesh_core::Tier::Host);
+        }
+        let below = self.shared.open(namespace).below?;
+        (self.nvme()?.holds(below, digest)).then_some(kvmesh_core::Tier::Nvme)
+    }
+
+    /// Somebody is about to need room in the host tier: pins whose time is over keep nothing any more.
+    pub fn expire_pins(&self) {
+        self.pins.expire();
+    }
+
+    /// Something was stored in the host tier: others may have to go down.
+    pub fn stored(&self) {
+        if let Some(lower) = &self.lower
+            && self.host.wants_spilling()
+        {
+            lower.spiller.wake();
+        }
+    }
+
+    /// Waits until a block can be stored without another's leaving unwritten. For callers that would rather wait than
+    /// lose blocks; true at once where there is no disk tier, or it is out.
+    pub fn wait_spilled(&self, namespace: NamespaceId, timeout: Duration) -> bool {
+        let Some(lower) = &self.lower else {
+            return true;
+        };
+        if self.host.wait_spilled(namespace, Duration::ZERO) || lower.nvme.working().is_err() {
+            return true;
+        }
+        lower.spiller.wake();
+        self.host.wait_spilled(namespace, timeout)
+    }
+
+    /// What requests that use these blocks from now on say of their return, in all tiers.
+    pub fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
+        self.host.hint(namespace, blocks, hints);
+        if let (Some(nvme), Some(below)) = (self.nvme(), self.shared.open(namespace).below) {
+            nvme.hint(below, blocks, hints);
+        }
+    }
+
+    /// The open namespaces of a model, of all where it is empty.
+    pub fn namespaces_of(&self, model: &str) -> Vec<NamespaceId> {
+        let opened = self.shared.opened.lock();
+        (0..opened.len())
+            .filter(|&id| model.is_empty() || opened[id].name.model == model)
+            .map(|id| NamespaceId(id as u32))
+            .collect()
+    }
+
+    /// Keeps the leading blocks of a chain in the host tier for a tenant, under all namespaces of a model (all where it
+    /// is empty), until it is released or the time is over. Fails where the tenant has no bytes left for them.
+    pub fn pin(
+        &self,
+        tenant: &str,
+        model: &str,
+        chain: &[Digest],
+        time: Duration,
+    ) -> std::result::Result<Pinned, PinError> {
+        let mut leases = Vec::new();
+        for namespace in self.namespaces_of(model) {
+            let bytes = self.shared.open(namespace).layout.slot_bytes() as u64;
+            let (lease, _) = self.lease(namespace, chain);
+            if !lease.slots().is_empty() {
+                leases.push((bytes * lease.slots().len() as u64, lease));
+            }
+        }
+        self.pins.pin(tenant, leases, time)
+    }
+
+    /// Ends a pin; false if there is none of that receipt.
+    pub fn unpin(&self, receipt: u64) -> bool {
+        self.pins.release(receipt)
+    }
+
+    /// Pins, and their bytes.
+    pub fn pinned(&self) -> (usize, u64) {
+        self.pins.held()
+    }
+
+    /// Writes everything in the host tier to the disk tier, whatever its chances, and makes it outlive the machine; with
+    /// a time, as much as is written by then. Fails when that tier is out. Blocks.
+    pub fn persist(&self, within: Option<Duration>) -> Result<()> {
+        match &self.lower {
+            Some(lower) => lower.spiller.write_everything(within),
+            None => Ok(()),
+        }
+    }
+
+    /// Each tier's numbers, from the top.
+    pub fn stats(&self) -> Vec<(kvmesh_core::Tier, Stats)> {
+        let of = |tier: Arc<dyn Tier>| Some((tier.kind()?, tier.stats()));
+        self.tiers().into_iter().filter_map(of).collect()
+    }
+
+    /// What went between the tiers.
+    pub fn flow(&self) -> Flow {
+        match &self.lower {
+            Some(lower) => Flow {
+                shed: self.host.stats().shed,
+                ..lower.spiller.flow().and(lower.promoter.flow())
+            },
+            None => Flow::default(),
+        }
+    }
+
+    /// Whether the disk tier works.
+    pub fn health(&self) -> Option<Health> {
+        self.nvme().map(|nvme| nvme.health())
+    }
+
+    /// Ends the threads and lets go of the disk; what is in memory stays readable. Idempotent.
+    pub fn stop(&self) {
+        self.pins.clear();
+        if let Some(lower) = &self.lower {
+            lower.spiller.stop();
+            lower.promoter.stop();
+            lower.nvme.stop();
+        }
+    }
+}
+
+impl Flow {
+    fn and(self, other: Self) -> Self {
+        Self {
+            promoted: other.promoted,
+            failed: other.failed,
+            coming: other.coming,
+            ..self
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,497 @@
+//! Which blocks a tier holds, in what state, and which of them leave: everything about a tier but the bytes.
+
+mod chaining;
+mod hinting;
+mod parking;
+mod promoting;
+mod restoring;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvmesh_core::Digest;
+use rustc_hash::FxHashMap;
+
+use super::chains::chains_of;
+use super::entry::{Block, Key, State};
+use super::ranking::Ranking;
+use super::slabs::{SlabId, Slabs};
+use super::{NamespaceId, Room, Slot, Stats};
+use crate::error::Result;
+use crate::eviction::ghosts::Ghosts;
+use crate::eviction::{self, BlockId, Hints, Policy, Tick, Use};
+use crate::image::Layout;
+use crate::journal::{Change, Journal};
+use crate::namespace::Namespace;
+
+pub(crate) use parking::Leaving;
+use parking::Parked;
+pub(super) use restoring::Event;
+
+struct Open {
+    namespace: Namespace,
+    layout: Arc<Layout>,
+    slab: SlabId,
+}
+
+/// The blocks of one tier. Not thread-safe: the tier holds it under its lock.
+pub(super) struct Catalog {
+    namespaces: Vec<Open>,
+    index: FxHashMap<Key, Slot>,
+    /// How many blocks, reserved ones included, name the key as their parent.
+    followers: FxHashMap<Key, u32>,
+    slabs: Slabs<Block>,
+    rankings: Vec<Ranking>,
+    policy: Policy,
+    clock: Tick,
+    begun: Instant,
+    stats: Stats,
+    hinted: Ghosts<Hints>,
+    /// Of each slab, the blocks that leave next, where they are written to a tier below first.
+    parked: Vec<Parked>,
+    parks: bool,
+    /// What happened to slots, where somebody keeps a record.
+    events: Option<Vec<Event>>,
+}
+
+impl Catalog {
+    pub(super) fn new(capacity: u64, policy: Policy) -> Self {
+        Self {
+            namespaces: Vec::new(),
+            index: FxHashMap::default(),
+            followers: FxHashMap::default(),
+            slabs: Slabs::new(capacity),
+            rankings: Vec::new(),
+            policy,
+            clock: 0,
+            begun: Instant::now(),
+            stats: Stats {
+                capacity_bytes: capacity,
+                ..Stats::default()
+            },
+            hinted: Ghosts::default(),
+            parked: Vec::new(),
+            parks: false,
+            events: None,
+        }
+    }
+
+    pub(super) fn open(&mut self, namespace: &Namespace) -> Result<NamespaceId> {
+        if let Some(known) = self
+            .namespaces
+            .iter()
+            .position(|open| open.namespace == *namespace)
+        {
+            return Ok(NamespaceId(known as u32));
+        }
+        let layout = Arc::new(Layout::new(namespace));
+        let slab = self.slabs.open(layout.slot_bytes() as u64)?;
+        while self.rankings.len() < self.slabs.len() {
+            self.rankings.push(Ranking::new(self.policy.build()));
+            self.parked.push(Parked::default());
+        }
+        self.namespaces.push(Open {
+            namespace: namespace.clone(),
+            layout,
+            slab,
+        });
+        Ok(NamespaceId((self.namespaces.len() - 1) as u32))
+    }
+
+    pub(super) fn layout(&self, namespace: NamespaceId) -> &Arc<Layout> {
+        &self.namespaces[namespace.0 as usize].layout
+    }
+
+    /// The block a slot is for.
+    pub(super) fn block(&self, slot: Slot) -> Option<(NamespaceId, Digest)> {
+        self.slabs.get(slot).map(|block| (block.key.0, block.key.1))
+    }
+
+    pub(super) fn lookup(&mut self, namespace: NamespaceId, chain: &[Digest]) -> usize {
+        let found = chain
+            .iter()
+            .take_while(|digest| self.readable(&Key(namespace, **digest)).is_some())
+            .count();
+        self.stats.lookups += chain.len() as u64;
+        self.stats.hits += found as u64;
+        found
+    }
+
+    pub(super) fn reserve(
+        &mut self,
+        journal: &Journal,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        self.reserve_as(State::Reserved, journal, namespace, parent, chain)
+    }
+
+    fn reserve_as(
+        &mut self,
+        state: State,
+        journal: &Journal,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        let operation = self.begin(namespace, parent, chain);
+        let slab = self.slab_of(namespace);
+        let mut rooms = Vec::with_capacity(chain.len());
+        let mut parent = parent.copied();
+        for (place, &digest) in chain.iter().enumerate() {
+            let key = Key(namespace, digest);
+            let at = Use {
+                key: key.name(),
+                parent: parent.map(|parent| Key(namespace, parent).name()),
+                tail: place + 1 == chain.len(),
+                ..operation
+            };
+            rooms.push(if rooms.last() == Some(&Room::Full) {
+                self.rankings[slab.0].admits(&at);
+                Room::Full
+            } else if let Some(&slot) = self.index.get(&key) {
+                self.use_now(slot, &at);
+                self.offer(slot);
+                Room::Present
+            } else if let Some(slot) = self.place(journal, slab, key, parent, state, &at) {
+                self.stats.blocks_in_use += 1;
+                Room::Reserved(slot)
+            } else {
+                Room::Full
+            });
+            parent = Some(digest);
+        }
+        rooms
+    }
+
+    /// Whether the slot is reserved, so that its owner may write it.
+    pub(super) fn is_reserved(&self, slot: Slot) -> bool {
+        self.slabs
+            .get(slot)
+            .is_some_and(|block| block.state == State::Reserved)
+    }
+
+    /// Reserved becomes sealed; says whether it was reserved.
+    pub(super) fn seal(&mut self, slot: Slot) -> bool {
+        match self.slabs.get_mut(slot) {
+            Some(block) if block.state == State::Reserved => {
+                block.state = State::Sealed;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn abandon(&mut self, slot: Slot) {
+        let Some(block) = self.slabs.get(slot) else {
+            return;
+        };
+        if matches!(block.state, State::Reserved | State::Sealed) {
+            self.stats.blocks_in_use -= 1;
+            self.unlist(slot, false);
+            self.vacate(slot);
+        }
+    }
+
+    pub(super) fn register(&mut self, journal: &Journal, slots: &[Slot]) {
+        for &slot in slots {
+            let Some(block) = self.slabs.get_mut(slot) else {
+                continue;
+            };
+            if block.state != State::Sealed {
+                continue;
+            }
+            block.state = State::Registered { readers: 0 };
+            self.stats.blocks_in_use -= 1;
+            self.stats.stored += 1;
+            self.offer(slot);
+            self.announce(journal, slot);
+        }
+    }
+
+    /// A block is registered now.
+    fn announce(&mut self, journal: &Journal, slot: Slot) {
+        let Some(block) = self.slabs.get(slot) else {
+            return;
+        };
+        let (key, parent) = (block.key, block.parent);
+        self.stats.blocks += 1;
+        if let Some(events) = &mut self.events {
+            events.push(Event::stored(slot, &key, parent));
+        }
+        if self.is_announced(key.0) {
+            journal.stored(parent.as_ref().map(Digest::block_hash), key.1.block_hash());
+        }
+    }
+
+    pub(super) fn lease(
+        &mut self,
+        namespace: NamespaceId,
+        chain: &[Digest],
+        limit: usize,
+    ) -> Vec<Slot> {
+        let operation = self.begin(namespace, None, chain);
+        let mut slots = Vec::new();
+        for digest in chain.iter().take(limit) {
+            let key = Key(namespace, *digest);
+            let Some(slot) = self.readable(&key) else {
+                break;
+            };
+            let Some(block) = self.slabs.get_mut(slot) else {
+                break;
+            };
+            match &mut block.state {
+                State::Registered { readers } => {
+                    self.stats.blocks_in_use += u64::from(*readers == 0);
+                    *readers += 1;
+                }
+                State::Promoting { readers } => *readers += 1,
+                _ => {}
+            }
+            let at = Use {
+                key: key.name(),
+                parent: block.parent.map(|parent| Key(namespace, parent).name()),
+                ..operation
+            };
+            self.use_now(slot, &at);
+            slots.push(slot);
+        }
+        self.stats.loaded += slots.len() as u64;
+        slots
+    }
+
+    pub(super) fn release(&mut self, slot: Slot) {
+        let Some(block) = self.slabs.get_mut(slot) else {
+            return;
+        };
+        match &mut block.state {
+            State::Registered { readers } if *readers > 0 => {
+                *readers -= 1;
+                if *readers == 0 {
+                    self.stats.blocks_in_use -= 1;
+                    self.offer(slot);
+                }
+            }
+            State::Promoting { readers } if *readers > 0 => *readers -= 1,
+            State::Doomed { readers } => {
+                *readers -= 1;
+                if *readers == 0 {
+                    self.stats.blocks_in_use -= 1;
+                    self.slabs.remove(slot);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn discard(&mut self, journal: &Journal, slot: Slot) {
+        if let Some(Block {
+            state: State::Registered { readers: 1.. },
+            ..
+        }) = self.slabs.get(slot)
+        {
+            self.stats.corrupt += 1;
+            self.forget(journal, slot, false);
+        }
+    }
+
+    pub(super) fn evict(
+        &mut self,
+        journal: &Journal,
+        namespace: NamespaceId,
+        blocks: &[Digest],
+    ) -> usize {
+        let slots: Vec<Slot> = blocks
+            .iter()
+            .filter_map(|digest| self.readable(&Key(namespace, *digest)))
+            .collect();
+        slots
+            .into_iter()
+            .filter(|&slot| self.drop_idle(journal, slot))
+            .count()
+    }
+
+    pub(super) fn flush(&mut self, journal: &Journal) -> usize {
+        let slots: Vec<Slot> = self.index.values().copied().collect();
+        slots
+            .into_iter()
+            .filter(|&slot| self.drop_idle(journal, slot))
+            .count()
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            used_bytes: self.slabs.used_bytes(),
+            ..self.stats
+        }
+    }
+
+    /// All announced blocks as chains.
+    pub(super) fn chains(&self) -> Vec<Change> {
+        let announced = self.index.iter().filter_map(|(key, &slot)| {
+            let block = self.slabs.get(slot)?;
+            let registered = matches!(block.state, State::Registered { .. });
+            let shown = self.is_announced(key.0) && registered;
+            let parent = block.parent.map(|parent| Key(key.0, parent));
+            shown.then_some((*key, parent))
+        });
+        chains_of(announced.collect(), |key| key.1.block_hash())
+    }
+
+    /// A new operation, as the use of no block.
+    fn begin(&mut self, namespace: NamespaceId, parent: Option<&Digest>, chain: &[Digest]) -> Use {
+        self.clock += 1;
+        Use {
+            key: eviction::Key(0),
+            parent: None,
+            tail: false,
+            tick: self.clock,
+            seconds: self.begun.elapsed().as_secs_f64(),
+            hints: self.hints_of(namespace, parent, chain),
+        }
+    }
+
+    fn slab_of(&self, namespace: NamespaceId) -> SlabId {
+        self.namespaces[namespace.0 as usize].slab
+    }
+
+    fn is_announced(&self, namespace: NamespaceId) -> bool {
+        self.namespaces[namespace.0 as usize].namespace.rank == 0
+    }
+
+    /// The slot of a block that is registered, or will be without anybody's doing.
+    fn readable(&self, key: &Key) -> Option<Slot> {
+        let slot = *self.index.get(key)?;
+        let state = self.slabs.get(slot)?.state;
+        matches!(state, State::Registered { .. } | State::Promoting { .. }).then_some(slot)
+    }
+
+    /// Reserves a slot for a block, evicting if need be and if it is worth it.
+    fn place(
+        &mut self,
+        journal: &Journal,
+        slab: SlabId,
+        key: Key,
+        parent: Option<Digest>,
+        state: State,
+        at: &Use,
+    ) -> Option<Slot> {
+        let block = Block {
+            key,
+            parent,
+            state,
+            used: at.tick,
+            id: BlockId(0),
+            parked: None,
+        };
+        // First, so that room is not made by evicting the very block this one follows.
+        self.follow(&block);
+        let placed = match self.slabs.insert(slab, block) {
+            Ok(slot) => Ok(slot),
+            Err(block) => {
+                self.make_room(journal, slab, at);
+                self.slabs.insert(slab, block)
+            }
+        };
+        match placed {
+            Ok(slot) => {
+                let id = self.rankings[slab.0].add(slot, at);
+                self.slabs.used(slot, at.tick);
+                if let Some(block) = self.slabs.get_mut(slot) {
+                    block.id = id;
+                }
+                self.index.insert(key, slot);
+                Some(slot)
+            }
+            Err(block) => {
+                self.unfollow(&block);
+                None
+            }
+        }
+    }
+
+    fn make_room(&mut self, journal: &Journal, slab: SlabId, at: &Use) {
+        let own = self.next_to_leave(slab);
+        let own_used = own
+            .and_then(|slot| self.slabs.get(slot))
+            .map_or(Tick::MAX, |victim| victim.used);
+        // Another layout's region that is colder than anything here. This may part a chain whose blocks lie in several
+        // regions; what is left of it ages out.
+        let idle = |block: &Block| block.state == State::Registered { readers: 0 };
+        if let Some(region) = self.slabs.coldest_region(slab, own_used, idle) {
+            self.stats.evicted.layout += region.len() as u64;
+            for victim in region {
+                self.forget(journal, victim, false);
+            }
+        } else if self.rankings[slab.0].admits(at)
+            && let Some(own) = own
+        {
+            self.stats.evicted.room += 1;
+            self.stats.shed += u64::from(self.is_shed(own));
+            self.forget(journal, own, true);
+        }
+    }
+
+    fn drop_idle(&mut self, journal: &Journal, slot: Slot) -> bool {
+        let idle = self
+            .slabs
+            .get(slot)
+            .is_some_and(|block| block.state == State::Registered { readers: 0 });
+        if idle {
+            self.stats.evicted.asked += 1;
+            self.forget(journal, slot, false);
+        }
+        idle
+    }
+
+    /// Takes a registered block out of the index; its slot is free now, or after its last reader.
+    fn forget(&mut self, journal: &Journal, slot: Slot, for_room: bool) {
+        let Some(block) = self.slabs.get_mut(slot) else {
+            return;
+        };
+        let State::Registered { readers } = block.state else {
+            return;
+        };
+        let key = block.key;
+        self.unlist(slot, for_room);
+        self.stats.blocks -= 1;
+        if let Some(events) = &mut self.events {
+            events.push(Event::Removed { slot });
+        }
+        if self.is_announced(key.0) {
+            journal.removed(key.1.block_hash());
+        }
+        if readers == 0 {
+            self.vacate(slot);
+        } else {
+            self.doom(slot, readers);
+        }
+    }
+
+    /// The block is not to be found any more, but is still being read.
+    fn doom(&mut self, slot: Slot, readers: u32) {
+        if let Some(block) = self.slabs.get_mut(slot) {
+            block.state = State::Doomed { readers };
+            let parent = block.parent.take();
+            let gone = Block { parent, ..*block };
+            self.unfollow(&gone);
+        }
+    }
+
+    /// The block is not to be found any more.
+    fn unlist(&mut self, slot: Slot, for_room: bool) {
+        self.leave_parked(slot);
+        if let Some(block) = self.slabs.get(slot) {
+            self.index.remove(&block.key);
+            let slab = self.slab_of(block.key.0);
+            self.rankings[slab.0].remove(block.id, for_room);
+        }
+    }
+
+    fn vacate(&mut self, slot: Slot) {
+        if let Some(block) = self.slabs.remove(slot) {
+            self.unfollow(&block);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the host tier does with a tier below it: blocks are written down before they leave, and come back up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvmesh_core::Digest;
+
+use super::catalog::Leaving;
+use super::host::HostTier;
+use super::{NamespaceId, Room, Slot};
+use crate::image::{AT_REST, FAILED, LIVE, Layout};
+
+impl HostTier {
+    /// From now on, blocks wait to be written below before they leave.
+    pub(crate) fn spill(&self) {
+        self.catalog.lock().enable_parking();
+    }
+
+    /// Whether blocks should be written below.
+    pub(crate) fn wants_spilling(&self) -> bool {
+        self.catalog.lock().wants_any_parked()
+    }
+
+    /// Blocks that leave next, leased; `spilled` each. All others may still be used.
+    pub(crate) fn leaving(&self, limit: usize) -> Vec<Leaving> {
+        self.catalog.lock().park(limit)
+    }
+
+    /// The block is below, or is not to be.
+    pub(crate) fn spilled(&self, leaving: &Leaving) {
+        self.catalog.lock().done(leaving);
+        self.moved.notify_all();
+    }
+
+    /// Waits until a block of this namespace can be stored without another's leaving unwritten; false: not in time.
+    pub(crate) fn wait_spilled(&self, namespace: NamespaceId, timeout: Duration) -> bool {
+        let mut catalog = self.catalog.lock();
+        let until = Instant::now() + timeout;
+        while catalog.is_behind(namespace) {
+            if self.moved.wait_until(&mut catalog, until).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The block in a slot, if its bytes are right: the checksums in its header.
+    pub(crate) fn proven(&self, slot: Slot, digest: &Digest, layout: &Layout) -> Option<Vec<u64>> {
+        self.proven_as(LIVE, slot, digest, layout)
+    }
+
+    /// Reserves room for blocks that come from below; `arrived` each that is `Reserved`.
+    pub(crate) fn expect(
+        &self,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        let rooms = self
+            .catalog
+            .lock()
+            .promote(&self.journal, namespace, parent, chain);
+        self.disprove(&rooms);
+        rooms
+    }
+
+    /// An expected block's image at rest has been read into its slot, unless it `failed`. It can be read if it is
+    /// whole, which is returned; it is gone if not.
+    pub(crate) fn arrived(
+        &self,
+        slot: Slot,
+        digest: &Digest,
+        layout: &Arc<Layout>,
+        failed: bool,
+    ) -> bool {
+        let whole = !failed && self.proven_as(AT_REST, slot, digest, layout).is_some();
+        // Before the slot can be anybody else's.
+        self.arena
+            .publish(slot.0, if whole { LIVE } else { FAILED });
+        self.catalog.lock().promoted(&self.journal, slot, whole);
+        self.moved.notify_all();
+        whole
+    }
+
+    /// Whether the slot's block has not arrived yet.
+    pub(crate) fn is_coming(&self, slot: Slot) -> bool {
+        self.catalog.lock().is_promoting(slot)
+    }
+
+    /// Waits until the slot's block has arrived or failed.
+    pub(crate) fn wait_arrival(&self, slot: Slot) {
+        let mut catalog = self.catalog.lock();
+        while catalog.is_promoting(slot) {
+            self.moved.wait(&mut catalog);
+        }
+    }
+
+    /// Whether the block can be read now. Counts as no look-up.
+    pub(crate) fn holds(&self, namespace: NamespaceId, digest: &Digest) -> bool {
+        self.catalog.lock().holds(namespace, digest)
+    }
+
+    /// Leading blocks that are here or coming. Counts as no look-up.
+    pub(crate) fn leading(&self, namespace: NamespaceId, chain: &[Digest]) -> usize {
+        self.catalog.lock().leading(namespace, chain)
+    }
+
+    /// All blocks that can be read now, leased as those that leave are: parents before what follows them.
+    pub(crate) fn everything(&self) -> Vec<Leaving> {
+        self.catalog.lock().everything()
+    }
+
+    /// Erases what would prove a slot's last block.
+    pub(super) fn disprove(&self, rooms: &[Room]) {
+        for room in rooms {
+            if let Room::Reserved(slot) = room {
+                self.arena.publish(slot.0, 0);
+            }
+        }
+    }
+
+    fn proven_as(
+        &self,
+        word: u64,
+        slot: Slot,
+        digest: &Digest,
+        layout: &Layout,
+    ) -> Option<Vec<u64>> {
+        let header = self.arena.read(slot.0, layout.header_bytes());
+        let checksums = layout.decode_as(word, &header, digest)?;
+        let right = (layout.segments().iter().zip(&checksums)).all(|(segment, &expected)| {
+            self.arena
+                .checksum(slot.0 + segment.offset as u64, segment.bytes)
+                == expected
+        });
+        right.then_some(checksums)
+    }
+}

@@ -1,0 +1,66 @@
+//! What the tier holds while it is online.
+
+use rustc_hash::FxHashSet;
+
+use crate::eviction::Policy;
+use crate::journal::Journal;
+use crate::namespace::Namespace;
+use crate::tiers::Slot;
+use crate::tiers::catalog::Catalog;
+
+/// Bits of a slot that are its byte offset; those above number the times the tier came online, so that what was handed
+/// out before it went away means nothing afterwards.
+const OFFSET_BITS: u32 = 48;
+
+/// The number of the present time online.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Epoch(u16);
+
+impl Epoch {
+    /// The slot as callers know it.
+    pub(super) fn outside(self, slot: Slot) -> Slot {
+        Slot(slot.0 | u64::from(self.0) << OFFSET_BITS)
+    }
+}
+
+pub(super) struct Contents {
+    pub(super) catalog: Catalog,
+    pub(super) epoch: Epoch,
+    pub(super) online: bool,
+    /// Reserved slots whose image is on the disk.
+    pub(super) filled: FxHashSet<Slot>,
+}
+
+impl Contents {
+    /// Nothing, offline.
+    pub(super) fn nothing(bytes: u64, policy: Policy) -> Self {
+        Self {
+            catalog: Catalog::recorded(bytes, policy),
+            epoch: Epoch::default(),
+            online: false,
+            filled: FxHashSet::default(),
+        }
+    }
+
+    /// The slot's offset; None if it is of another time.
+    pub(super) fn inside(&self, slot: Slot) -> Option<Slot> {
+        let offset = Slot(slot.0 & ((1 << OFFSET_BITS) - 1));
+        (self.epoch.outside(offset) == slot).then_some(offset)
+    }
+
+    /// Puts another catalog in place, whose namespaces have the same numbers and which counts on.
+    pub(super) fn replace(&mut self, mut catalog: Catalog, journal: &Journal, online: bool) {
+        self.catalog.renounce_all(journal);
+        catalog.announce_all(journal);
+        catalog.count_on_from(&self.catalog.stats());
+        self.catalog = catalog;
+        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        self.filled.clear();
+        self.online = online;
+    }
+
+    /// The open namespaces, by their numbers.
+    pub(super) fn namespaces(&self) -> Vec<Namespace> {
+        self.catalog.known_namespaces().cloned().collect()
+    }
+}

@@ -1,0 +1,277 @@
+//! The nvme tier: blocks in a preallocated file on a local disk, which outlive the process.
+//!
+//! * [`disk`] is the slab file and [`io`] the way bytes get there and back; [`map`] records what every slot holds;
+//!   [`contents`] is that in memory.
+//! * A disk that fails, fills up, vanishes or does not answer takes the tier out: it is empty and full at once, and
+//!   says why. Then it is tried again and again, and comes back with what its record says.
+
+mod contents;
+mod disk;
+mod io;
+mod keeper;
+mod map;
+mod tier;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) use io::{Direction, Transfer};
+use kvmesh_core::Digest;
+use parking_lot::{Mutex, RwLock};
+
+use self::contents::Contents;
+use self::disk::Disk;
+use self::keeper::Stop;
+use self::map::Map;
+use super::catalog::Event;
+use super::{NamespaceId, Slot};
+use crate::error::{Error, Result};
+use crate::eviction::Policy;
+use crate::image::Layout;
+use crate::journal::Journal;
+use crate::namespace::Namespace;
+
+/// A disk that has not answered for so long is taken out.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// A process that was killed keeps its lock until the kernel has ended its transfers, which takes it milliseconds.
+const KILLED: Duration = Duration::from_secs(3);
+
+/// Whether the tier works, and what it has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Why it does not work now.
+    pub problem: Option<String>,
+    /// How bytes are moved.
+    pub io: String,
+    /// Times it was taken out.
+    pub outages: u64,
+    /// Blocks it had when it came online last.
+    pub recovered: u64,
+    /// Bytes written to the slab file.
+    pub written_bytes: u64,
+    /// Bytes read from it.
+    pub read_bytes: u64,
+}
+
+/// Blocks on a disk.
+pub struct NvmeTier {
+    dir: PathBuf,
+    bytes: u64,
+    policy: Policy,
+    contents: Mutex<Contents>,
+    journal: Journal,
+    /// None: the tier is out. Before `contents`, where both are locked.
+    device: RwLock<Option<Arc<Device>>>,
+    health: Mutex<Health>,
+    stop: Arc<Stop>,
+}
+
+/// The open files.
+struct Device {
+    disk: Disk,
+    /// Before `contents`, where both are locked.
+    map: Mutex<Map>,
+    /// When both were made durable.
+    synced: Mutex<Instant>,
+}
+
+impl NvmeTier {
+    /// A tier of `bytes` in `dir`, which is its alone, with what it held before. Where the disk is not to be had, the
+    /// tier is out until it is. A thread of its own looks after it.
+    pub fn new(dir: &Path, bytes: u64, policy: Policy) -> Arc<Self> {
+        let tier = Arc::new(Self {
+            dir: dir.to_owned(),
+            bytes,
+            policy,
+            contents: Mutex::new(Contents::nothing(bytes, policy)),
+            journal: Journal::default(),
+            device: RwLock::new(None),
+            health: Mutex::default(),
+            stop: Arc::default(),
+        });
+        tier.come_back(KILLED);
+        keeper::start(&tier);
+        tier
+    }
+
+    /// Whether it works, and what it has done.
+    pub fn health(&self) -> Health {
+        self.health.lock().clone()
+    }
+
+    /// Whether the block can be read. Counts as no look-up.
+    pub(crate) fn holds(&self, namespace: NamespaceId, digest: &Digest) -> bool {
+        self.contents.lock().catalog.holds(namespace, digest)
+    }
+
+    /// Leading blocks of the chain. Counts as no look-up.
+    pub(crate) fn leading(&self, namespace: NamespaceId, chain: &[Digest]) -> usize {
+        self.contents.lock().catalog.leading(namespace, chain)
+    }
+
+    /// Writes the images of reserved slots, made by `transfer` from a place in the file and one in `slots`; they may be
+    /// sealed when `done` says so. Blocks.
+    pub(crate) fn write(
+        &self,
+        slots: &[Slot],
+        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
+        done: impl FnMut(usize, Result<()>),
+    ) {
+        // First, so that no slot is written while the record says that it holds another block.
+        self.record();
+        self.transfer(slots, transfer, true, done);
+    }
+
+    /// Reads the images of leased slots. Blocks.
+    pub(crate) fn fetch(
+        &self,
+        slots: &[Slot],
+        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
+        done: impl FnMut(usize, Result<()>),
+    ) {
+        self.transfer(slots, transfer, false, done);
+    }
+
+    /// Makes everything registered so far outlive the machine. Fails when the tier is out, or goes out.
+    pub fn sync(&self) -> Result<()> {
+        let device = self.online()?;
+        let synced = (device.disk.sync()).and_then(|()| device.map.lock().sync());
+        if let Err(error) = &synced {
+            self.take_out(&device, error);
+        } else {
+            *device.synced.lock() = Instant::now();
+        }
+        synced
+    }
+
+    fn transfer(
+        &self,
+        slots: &[Slot],
+        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
+        write: bool,
+        mut done: impl FnMut(usize, Result<()>),
+    ) {
+        let device = self.online();
+        let inside: Vec<Option<Slot>> = {
+            let contents = self.contents.lock();
+            slots.iter().map(|&slot| contents.inside(slot)).collect()
+        };
+        let mut places = Vec::with_capacity(slots.len());
+        let mut transfers = Vec::with_capacity(slots.len());
+        for (place, slot) in inside.iter().enumerate() {
+            match (&device, slot) {
+                (Ok(_), Some(slot)) => {
+                    places.push(place);
+                    transfers.push(transfer(slot.0, place));
+                }
+                _ => done(place, Err(Error::Offline(self.dir.clone()))),
+            }
+        }
+        let Ok(device) = device else {
+            return;
+        };
+        let mut failure = None;
+        device.disk.run(&transfers, |number, result| {
+            let place = places[number];
+            if result.is_ok() {
+                let bytes = transfers[number].bytes() as u64;
+                let mut health = self.health.lock();
+                if write {
+                    health.written_bytes += bytes;
+                    let mut contents = self.contents.lock();
+                    // Unless the tier went away meanwhile.
+                    if let Some(slot) = contents.inside(slots[place])
+                        && contents.catalog.is_reserved(slot)
+                    {
+                        contents.filled.insert(slot);
+                    }
+                } else {
+                    health.read_bytes += bytes;
+                }
+            }
+            if let Err(error) = &result {
+                failure.get_or_insert_with(|| error.to_string());
+            }
+            done(place, result);
+        });
+        if let Some(failure) = failure {
+            self.take_out(&device, &failure);
+        }
+    }
+
+    /// Puts on record what has happened to slots.
+    fn record(&self) {
+        let Ok(device) = self.online() else {
+            self.contents.lock().catalog.take_events();
+            return;
+        };
+        let recorded = {
+            let mut map = device.map.lock();
+            let events: Vec<Event> = self.contents.lock().catalog.take_events();
+            map.append(&events)
+        };
+        if let Err(error) = recorded {
+            self.take_out(&device, &error);
+        }
+    }
+
+    /// Opens a namespace, which gets its number in the record, too.
+    fn open_recorded(&self, namespace: &Namespace) -> Result<NamespaceId> {
+        // Neither going out nor coming back may come between.
+        let current = self.device.read();
+        let mut map = current.as_ref().map(|device| device.map.lock());
+        let (id, new) = {
+            let mut contents = self.contents.lock();
+            let before = contents.catalog.known_namespaces().count();
+            let id = contents.catalog.open(namespace)?;
+            (id, contents.catalog.known_namespaces().count() > before)
+        };
+        let recorded = match &mut map {
+            Some(map) if new => map.add_namespace(namespace),
+            _ => Ok(()),
+        };
+        drop(map);
+        let device = current.clone();
+        drop(current);
+        if let (Some(device), Err(error)) = (device, recorded) {
+            self.take_out(&device, &error);
+        }
+        Ok(id)
+    }
+
+    /// Fails when the tier is out.
+    pub(crate) fn working(&self) -> Result<()> {
+        self.online().map(drop)
+    }
+
+    fn online(&self) -> Result<Arc<Device>> {
+        let device = self.device.read().clone();
+        device.ok_or_else(|| Error::Offline(self.dir.clone()))
+    }
+
+    fn block(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
+        let contents = self.contents.lock();
+        let slot = contents.inside(slot).ok_or(Error::NotFilled)?;
+        let (namespace, digest) = contents.catalog.block(slot).ok_or(Error::NotFilled)?;
+        Ok((digest, contents.catalog.layout(namespace).clone()))
+    }
+
+    fn reserved(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
+        let block = self.block(slot)?;
+        let contents = self.contents.lock();
+        let inside = contents.inside(slot);
+        if inside.is_some_and(|slot| contents.catalog.is_reserved(slot)) {
+            Ok(block)
+        } else {
+            Err(Error::NotFilled)
+        }
+    }
+}
+
+impl Drop for NvmeTier {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,669 @@
+"""kvmesh's Rust data plane: block hashes, the prefix index, placement and the KV store."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+# A list of ints, or a one-dimensional array or buffer of 64-bit integers. Negative ones are read in two's
+# complement.
+_Hashes: TypeAlias = Sequence[int] | NDArray[np.uint64] | NDArray[np.int64]
+
+# A list of ints, or a one-dimensional array or buffer of 32- or 64-bit integers.
+_Tokens: TypeAlias = (
+    Sequence[int] | NDArray[np.uint32] | NDArray[np.int32] | NDArray[np.uint64] | NDArray[np.int64]
+)
+
+# A contiguous buffer of unsigned bytes.
+_Bytes: TypeAlias = Buffer | NDArray[np.uint8]
+
+class IndexStats(TypedDict):
+    """Sizes of a PrefixIndex at one moment."""
+
+    # Engines and stores; of these, engines.
+    holders: int
+    engines: int
+    # Distinct blocks; (holder, tier, block) triples; runs the blocks lie in.
+    blocks: int
+    held: int
+    runs: int
+    # Bytes used, and the cap on them.
+    bytes: int
+    max_bytes: int | None
+    # Blocks forgotten at the cap since the start, each counted once, whoever held it.
+    forgotten: int
+
+def hash_tokens(tokens: _Tokens, page_size: int, namespace: bytes = b"") -> NDArray[np.uint64]:
+    """The 64-bit hashes of every whole page of a prompt, SGLang's page hash chain.
+
+    `tokens` are ids in [0, 2**32), `page_size` is in tokens; tokens after the last whole page are
+    ignored. `namespace` is the digest of 32 bytes that seeds the first page (see
+    `event_namespace_seed`), or empty.
+
+    Releases the GIL. Raises ValueError for a token out of range, a page_size below 1 or a namespace
+    of another length, TypeError for tokens that are not integers.
+    """
+
+class HashChain:
+    """The hashes of a conversation that grows: each token is hashed once.
+
+    `page_size` and `namespace` are as for `hash_tokens`. Not to be extended by two threads at once:
+    the second one waits.
+    """
+
+    def __new__(cls, page_size: int, namespace: bytes = b"") -> HashChain: ...
+    def extend(self, tokens: _Tokens) -> NDArray[np.uint64]:
+        """Append tokens; returns the hashes of the pages they completed. The tokens of a page that is not
+        whole yet are kept. Releases the GIL. Raises as `hash_tokens` does, and then appends nothing."""
+
+    def __len__(self) -> int:
+        """Tokens so far."""
+
+def namespace_seed(extra_key: str | None = None, cache_salt: str | None = None) -> bytes:
+    """The seed of storage keys (KVBM's digests) for a LoRA adapter and a cache salt: 32 bytes, or
+    empty without either. An empty string is not the same as None."""
+
+def event_namespace_seed(cache_salt: str | None = None) -> bytes:
+    """The seed of the hashes in an engine's KV events for a cache salt: 32 bytes, or empty without
+    one. SGLang seeds its events and its storage keys differently; see `namespace_seed`."""
+
+class PrefixIndex:
+    """Which holder (engine or store) has which block of KV, in which tier.
+
+    An engine has a device tier; a store with a node has that node's host and nvme tiers and a
+    network tier; a store without one has a network tier. An engine sees its own device, its node's
+    host and nvme, and every network tier. Membership of (holder, tier, hash) alone decides a match.
+
+    `max_bytes` caps the index's memory: at the cap the least recently matched blocks are forgotten
+    and counted, so it may report too little, never too much. None for no cap.
+
+    Tiers are "device", "host", "nvme", "network"; another name raises ValueError. Thread-safe; every
+    method releases the GIL. Methods that take an id raise KeyError once that holder was dropped.
+    """
+
+    def __new__(cls, max_bytes: int | None = None) -> PrefixIndex: ...
+    def add_engine(self, name: str, node: str | None = None) -> int:
+        """Add an engine, on a node whose stores it sees. Returns its id. Raises ValueError when the
+        name is in use or 4,096 holders are there."""
+
+    def add_store(self, name: str, node: str | None = None) -> int:
+        """Add a store, on a node, or without one for the network tier. Returns its id. Raises
+        ValueError when the name is in use or 4,096 holders are there."""
+
+    def store(self, id: int, hashes: _Hashes, parent: int | None = None, tier: str = "device") -> None:
+        """Record that a holder has these blocks in a tier. `parent`, the block before the first, is
+        a hint for compression. Raises ValueError for a tier that such a holder does not have."""
+
+    def remove(self, id: int, hashes: _Hashes, tier: str = "device") -> None:
+        """Record that a holder no longer has these blocks in a tier. Unknown ones are ignored."""
+
+    def clear(self, id: int, tier: str | None = None) -> None:
+        """Record that a holder has nothing in a tier, or in any tier (None)."""
+
+    def drop(self, id: int) -> None:
+        """Forget a holder, its blocks and its id."""
+
+    def match(self, hashes: _Hashes) -> dict[int, tuple[int, int, int, int]]:
+        """Engines that see the first block of a prompt: {engine id: (device, host, nvme, network)}.
+
+        The four depths count leading blocks, each of which the engine sees on its device; on device
+        or host; on device, host or nvme; in any tier. `hashes` are the prompt's blocks from its start.
+        """
+
+    def match_into(self, hashes: _Hashes, engines: NDArray[np.uint32], depths: NDArray[np.uint32]) -> int:
+        """As `match`, without allocating: fills the first n rows of `engines` (1-D, ids) and `depths`
+        (rows of 4) and returns n. Raises ValueError when more engines were found than there are
+        rows (`stats()["engines"]` are always enough)."""
+
+    def apply(self, batch: bytes) -> None:
+        """Apply one serialized `kvmesh.v1.KvEventBatch` to the holder it names, in order, whole or not at
+        all. Its sequence number is the caller's business; changes in tiers that the holder cannot have
+        are skipped. Raises ValueError for bytes that are no batch or whose columns do not add up,
+        KeyError for a holder that was not added."""
+
+    def snapshot(self) -> bytes:
+        """The whole state, holders and their ids included, at one moment. Writers wait meanwhile."""
+
+    @staticmethod
+    def restore(bytes: bytes, max_bytes: int | None = None) -> PrefixIndex:
+        """An index with what `snapshot` wrote, every holder under its id; what does not fit under
+        `max_bytes` is forgotten. Raises ValueError for bytes that are damaged or of another version."""
+
+    def digest(self, id: int, tier: str = "device") -> tuple[int, int]:
+        """(count, sum modulo 2**128) over the blocks the index knows a holder to have in a tier.
+        Equal sets have equal digests, whatever the order in which they came to be."""
+
+    def blocks(self, id: int, tier: str = "device") -> NDArray[np.uint64]:
+        """The blocks the index knows a holder to have in a tier, in no order to rely on; blocks stored as
+        one chain mostly lie together. Reads the whole index."""
+
+    def stats(self) -> IndexStats:
+        """Sizes now."""
+
+# Names of the terms of a placement's cost, which are milliseconds.
+TERMS: list[str]
+# Names of the policies that are built in.
+POLICIES: list[str]
+
+_Tiers: TypeAlias = tuple[int, int, int, int]
+_Terms: TypeAlias = tuple[float, float, float, float, float, float, float, float]
+
+# What may be asked to judge: request (prompt tokens, session, tenant, priority); candidates (prefill, decode, live
+# requests there, cached tokens by tier, terms); whether these are decode workers alone. Returns a cost each.
+Judge: TypeAlias = Callable[
+    [tuple[int, int, int, int], list[tuple[int, int, int, _Tiers, _Terms]], bool], list[float]
+]
+
+class Placed:
+    """A placement that was made; an aggregated worker is both `prefill` and `decode`. Times in milliseconds."""
+
+    @property
+    def request(self) -> int:
+        """The number it was submitted with."""
+
+    @property
+    def lease(self) -> int:
+        """Random, never 0."""
+
+    @property
+    def prefill(self) -> int: ...
+    @property
+    def decode(self) -> int: ...
+    @property
+    def policy(self) -> str:
+        """The one that chose."""
+
+    @property
+    def cached(self) -> _Tiers:
+        """Prompt tokens cached where it is computed: device, host, nvme, network, each without faster tiers."""
+
+    @property
+    def terms(self) -> _Terms:
+        """Predicted costs, in the order of `TERMS`."""
+
+    @property
+    def ttft_ms(self) -> float:
+        """Predicted time to the first token."""
+
+    @property
+    def held_ms(self) -> float: ...
+    def candidates(self) -> list[tuple[int, int, _Tiers, float, _Terms]]:
+        """All that were possible, if the request asked for them: (prefill, decode, cached, the policy's cost,
+        terms)."""
+
+class Refused:
+    """A request that will not be placed. Times in milliseconds."""
+
+    @property
+    def request(self) -> int: ...
+    @property
+    def retry_after_ms(self) -> float: ...
+    @property
+    def reason(self) -> str:
+        """full, waited, deadline or no-worker."""
+
+    @property
+    def held_ms(self) -> float: ...
+
+_Outcomes: TypeAlias = list[Placed | Refused]
+
+class Selector:
+    """Places the requests of one model. Times are milliseconds from 0 on that never fall; workers, requests and leases
+    are ints. The same calls with the same seed bring about the same placements.
+
+    Belongs to one thread. A call takes microseconds and keeps the GIL. What it placed or refused, of requests held
+    before too, it returns.
+    """
+
+    def __new__(
+        cls,
+        index: PrefixIndex,
+        *,
+        block_tokens: int,
+        seed: int,
+        policy: str = "kv",
+        temperature: float = 0.0,
+        joint: bool = True,
+        gather_ms: float | None = None,
+        lease_ttl_ms: float = 30_000.0,
+        max_held: int | None = None,
+        max_wait_ms: float | None = None,
+        weights: dict[int, float] | None = None,
+    ) -> Selector:
+        """`gather_ms` is how long `kv` waits for others after a first request, so that a burst is planned as one;
+        without `joint` it never holds any. `weights` are shares by hash of tenant. Raises ValueError for an
+        unknown policy."""
+
+    def add_worker(
+        self,
+        key: int,
+        role: str,
+        *,
+        hardware_class: str,
+        blocks: int,
+        pass_tokens: int,
+        pool: int = 0,
+        prefill: Sequence[tuple[int, int, float]] = ...,
+        decode: Sequence[tuple[int, float, float]] = ...,
+        transfer: Sequence[tuple[int, float]] = ...,
+    ) -> int:
+        """Add a worker; returns its id. `key` is stable across restarts; `role` is aggregated, prefill or decode;
+        workers of one `hardware_class` are expected to be equally fast; prefill and decode workers of one
+        `pool` are paired. The last three are what it measured of itself: (tokens, tokens before them, ms),
+        (streams, share of the pool in use, ms between tokens), (tokens, ms). Raises ValueError for another role."""
+
+    def remove_worker(self, worker: int) -> None:
+        """Forget a worker and its link. Leases on it live on, without weight."""
+
+    def link(self, worker: int, holder: int) -> None:
+        """Say which engine of the index a worker is; an earlier link ends."""
+
+    def submit(
+        self,
+        now: float,
+        request: int,
+        *,
+        prompt_tokens: int,
+        blocks: _Hashes,
+        session: int = 0,
+        tenant: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+        exclude: Sequence[int] = ...,
+        policy: str | None = None,
+        explain: bool = False,
+    ) -> _Outcomes:
+        """Place a request, or hold it. `request` is unique among those placed or held; `blocks` are the hashes of the
+        prompt's whole blocks; `session` and `tenant` are hashes of names, 0 for none; `deadline` is when its first
+        token must be there. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
+
+    def withdraw(self, request: int) -> bool:
+        """Take a request back that is held; False when it is not held any more."""
+
+    def progress(
+        self,
+        now: float,
+        lease: int,
+        *,
+        prefilled: bool = False,
+        output_tokens: int = 0,
+        transfer_ms: float = 0.0,
+    ) -> _Outcomes | None:
+        """Account for a lease's progress and renew it. `transfer_ms` of the time until its prompt was reported went into
+        moving its KV, 0 if that is not known. None for a lease that is not held."""
+
+    def end(self, now: float, lease: int) -> _Outcomes | None:
+        """End a lease. None for one that is not held."""
+
+    def tick(self, now: float) -> tuple[_Outcomes, list[int]]:
+        """Do what is due: at `wakes_at`, and about once a second. Also returns the leases that expired."""
+
+    def wakes_at(self, now: float) -> float | None:
+        """When `tick` is due, should nothing happen before; None when no request is held."""
+
+    def apply(self, now: float, batch: bytes) -> None:
+        """As `PrefixIndex.apply`, and takes note of what linked workers have on their devices."""
+
+    def cleared(self, worker: int) -> None:
+        """A worker's device has nothing, or nothing is known of it."""
+
+    def add_policy(self, name: str, judge: Judge) -> None:
+        """Add a policy of the caller's. What `judge` returns that is not a finite cost each is as if `kv` had
+        judged. A pair's decode worker is chosen first, then the prefill worker with it."""
+
+    policy: str
+    """Of requests that name none. Raises ValueError when set to one that is not known."""
+    temperature: float
+    """0: the lowest cost wins; more softens the choice."""
+
+    def slots(self, worker: int) -> tuple[int, int, int, int]:
+        """What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks."""
+
+    def slowness(self, worker: int) -> float | None:
+        """The factor by which a worker is slower than its class; None for an unknown one."""
+
+    def rates(self) -> list[tuple[str, int, list[tuple[str, list[tuple[str, float]], int, float]]]]:
+        """What was learned: (hardware class, workers now, laws); a law is (name, [(coefficient, ms)], observations,
+        mean relative error of late)."""
+
+    def errors(self) -> tuple[int, float, float, float]:
+        """How far predicted times to a computed prompt were off: (prompts, sum of actual minus predicted ms, sum of
+        its absolute values, sum of actual ms)."""
+
+    @property
+    def leases(self) -> int:
+        """Live ones."""
+
+    @property
+    def expired(self) -> int:
+        """Leases that ended by expiry."""
+
+    @property
+    def held(self) -> int:
+        """Requests held."""
+
+    @property
+    def speculative(self) -> int:
+        """Leases whose blocks count as cached although no event said so yet."""
+
+def page_digests(tokens: _Tokens, page_size: int, parent: bytes = b"") -> bytes:
+    """The whole digests, 32 bytes each, whose first 64 bits `hash_tokens` gives; `parent` is the digest before
+    the first page (a page's, or a seed), or empty."""
+
+class CorruptBlockError(Exception):
+    """A block's bytes are not those that were stored; the store drops it."""
+
+class StoreStats(TypedDict):
+    """A tier's gauges of this moment, and totals since its start."""
+
+    capacity_bytes: int
+    used_bytes: int
+    blocks: int
+    # Blocks being read or written.
+    blocks_in_use: int
+    stored: int
+    loaded: int
+    # Blocks that left, by reason: "room" for another, "layout" (blocks of another size came there), "asked".
+    evicted: dict[str, int]
+    # Blocks asked for; of these, found.
+    lookups: int
+    hits: int
+    # Blocks dropped because their checksum did not match.
+    corrupt: int
+
+class StoreFlow(TypedDict):
+    """What went between the host tier and the nvme tier, in blocks since the start, and the disk's state."""
+
+    spilled: int
+    # Left the host tier unwritten: the writer was behind; unlikely to return; too many bytes that day; no room.
+    shed: int
+    unlikely: int
+    over_budget: int
+    unplaced: int
+    promoted: int
+    # Not read back: the disk failed, or the block was corrupt.
+    failed: int
+    # To be read back now.
+    coming: int
+    # Times the tier was taken out, and the blocks it had when it came online last.
+    outages: int
+    recovered: int
+    written_bytes: int
+    read_bytes: int
+    # Why the tier is out now.
+    problem: str | None
+    # How bytes are moved, e.g. "io_uring, direct".
+    io: str
+
+# Of a request: its session, whether one that continues it will come, whether it ends in a tool call, and in how many
+# seconds it will come.
+StoreHints: TypeAlias = tuple[int | None, bool | None, bool, float | None]
+
+# ("stored", the 64-bit hash of the block before the first or None, hashes, each the parent of the next),
+# ("removed", None, hashes), or ("lost", None, []): more changed than was kept, only a snapshot tells.
+StoreChange: TypeAlias = tuple[str, int | None, list[int]]
+
+class StoreServer:
+    """The store of a node: tiers in shared memory and perhaps on a disk, served on a unix socket by its own threads.
+
+    Thread-safe; every method releases the GIL. `tier` is "host" or "nvme"; ValueError where there is none such.
+    """
+
+    def __new__(
+        cls,
+        socket: str,
+        host_bytes: int,
+        shm_dir: str,
+        policy: str = "default",
+        *,
+        nvme_path: str | None = None,
+        nvme_bytes: int = 0,
+        nvme_bytes_per_day: int | None = None,
+        pin_bytes: int | None = None,
+    ) -> StoreServer:
+        """Allocates the host tier (about half a second a GiB), reads the disk tier's record, and listens.
+
+        `policy` says which blocks leave a full tier: `default`, `class-index`, `lru`, `gdsf`, `s3-fifo`.
+        `nvme_bytes_per_day` bounds what is written to the disk; `pin_bytes` is each tenant's budget, a quarter
+        of the host tier if None. Raises OSError that says what to change: no space, the socket is taken;
+        ValueError when its path is too long or there is no such policy. A disk that fails raises nothing:
+        `flow` tells."""
+
+    @property
+    def tiers(self) -> list[str]:
+        """From the top."""
+
+    def stats(self, tier: str = "host") -> StoreStats: ...
+    def flow(self) -> StoreFlow | None:
+        """None without an nvme tier."""
+
+    @property
+    def engines(self) -> int:
+        """Engine processes connected now."""
+
+    def flush(self, tier: str | None = None) -> int:
+        """Forget every block of the tier, or of all, that is not in use; returns how many."""
+
+    def persist(self, within_s: float | None = None) -> None:
+        """Write the host tier's blocks to the disk, or as many as can be in a time; blocks. OSError: it is out."""
+
+    def hint(self, model: str, digests: bytes, hints: StoreHints) -> None:
+        """What requests that use these blocks of a model (all: empty) from now on say of their return."""
+
+    def pin(self, tenant: str, model: str, digests: bytes, ttl_s: float) -> tuple[int, int, int]:
+        """Keep the leading blocks of a chain in the host tier; returns receipt, blocks, and bytes of the budget.
+
+        LookupError: none is there. ValueError: the tenant's budget does not suffice."""
+
+    def unpin(self, receipt: int) -> bool:
+        """End a pin; whether there was one."""
+
+    @property
+    def pinned(self) -> tuple[int, int]:
+        """Pins and their bytes."""
+
+    def wait_changes(self, timeout_s: float, tier: str = "host") -> bool:
+        """Block until there are changes to drain, or the time is over, or `wake`; whether there are."""
+
+    def wake(self) -> None:
+        """Make `wait_changes` of every tier return."""
+
+    def drain_changes(self, tier: str = "host") -> list[StoreChange]:
+        """The changes since the last drain or snapshot, in order."""
+
+    def snapshot(self, tier: str = "host") -> tuple[list[StoreChange], list[StoreChange]]:
+        """The changes not drained yet, and the whole content after them as "stored" changes."""
+
+    def stop(self) -> None:
+        """Disconnect every engine, stop listening, let go of the disk; idempotent."""
+
+class TieredStore:
+    """The tiers of a store within one process: blocks of `block_bytes` by digest (32 bytes), one by one.
+
+    Thread-safe; every method releases the GIL. Blocks are checked whenever they cross from one tier to another or
+    to the caller; a bad copy is dropped, counted, and never returned. Also a context manager.
+    """
+
+    def __new__(
+        cls,
+        host_bytes: int,
+        block_bytes: int,
+        nvme_path: str | os.PathLike[str] | None = None,
+        nvme_bytes: int = 0,
+        remote: None = None,
+        policy: str = "default",
+        *,
+        shm_dir: str | os.PathLike[str] = ...,
+        nvme_bytes_per_day: int | None = None,
+    ) -> TieredStore:
+        """`nvme_path` is a directory of this store alone; what it holds is there again after a restart, if
+        `block_bytes` is the same and `nvme_bytes` of about the same size. NotImplementedError for a `remote`;
+        OSError, ValueError that say what to change. A disk that fails raises nothing: `stats` tells."""
+
+    def put(self, digest: bytes, data: _Bytes) -> bool:
+        """Store a block; whether it is there now: False when all others are in use, or are worth more.
+
+        Blocks for the copy, and while others that leave for it are being written to the disk."""
+
+    def get(self, digest: bytes, out: _Bytes) -> str | None:
+        """Copy a block to `out`; the tier it was in ("host", "nvme"), or None. One from the disk is in the host
+        tier afterwards. Blocks for the copy and the disk. After None `out` may hold anything."""
+
+    def contains(self, digests: Sequence[bytes]) -> list[str | None]:
+        """The uppermost tier that has each block."""
+
+    def pin(self, digest: bytes) -> bool:
+        """Keep a block in the host tier until as many `unpin`; False if it is nowhere."""
+
+    def unpin(self, digest: bytes) -> bool:
+        """End one pin; whether there was one."""
+
+    def flush(self) -> None:
+        """Make everything stored so far outlive the process and the machine, where there is a disk tier. Blocks.
+        OSError: the disk tier is out."""
+
+    def stats(self) -> dict[str, Any]:
+        """A `StoreStats` by tier and, with a disk tier, `flow`: a `StoreFlow`."""
+
+    def close(self) -> None:
+        """End all pins and let go of the disk. Does not `flush`. Idempotent."""
+
+    def __enter__(self) -> TieredStore: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+class Pages:
+    """Where pages lie in this process's memory.
+
+    Segment `s` of page `p` is `segments[s]` bytes at address `bases[s] + p * strides[s]`; there are `count`
+    pages. `owners` own that memory and are kept alive; the addresses must be theirs. Raises ValueError
+    for segments that overlap.
+    """
+
+    def __new__(
+        cls,
+        owners: list[object],
+        bases: Sequence[int],
+        strides: Sequence[int],
+        segments: Sequence[int],
+        count: int,
+    ) -> Pages: ...
+    def __len__(self) -> int: ...
+
+class StoreClient:
+    """An engine's way to the store of its node. Digests are 32 bytes each, one after the other, in chain order.
+
+    Thread-safe; every method releases the GIL; one request at a time is under way. Methods raise
+    ConnectionError when the store is gone or has not answered within `timeout_s`; then `connect` again.
+    """
+
+    def __new__(
+        cls,
+        socket: str,
+        *,
+        model: str,
+        revision: str,
+        dtype: str,
+        layout: str,
+        rank: int,
+        ranks: int,
+        segments: Sequence[int],
+        engine: int,
+        timeout_s: float,
+    ) -> StoreClient:
+        """All but `socket`, `engine` and `timeout_s` are the namespace; `segments` are bytes. `engine` is
+        a number all clients of one process share, and no other process has. Does not connect."""
+
+    def connect(self) -> None:
+        """Connect unless connected. Raises ValueError where the store cannot hold such blocks."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store is there; notices its death without a request."""
+
+    def close(self) -> None:
+        """End the connection, once the last lease is released."""
+
+    def lookup(self, digests: bytes) -> int:
+        """How many leading blocks the store has. Those on its disk begin to come to memory."""
+
+    def hint(self, digests: bytes, hints: StoreHints) -> None:
+        """What requests that use these blocks from now on say of their return."""
+
+    def offload(
+        self, parent: bytes | None, digests: bytes, pages: Pages, ids: list[int]
+    ) -> tuple[int, int, int]:
+        """Store the pages `ids`; returns how many were stored, were there already, found no room.
+
+        `parent` is the block before the first, None at a prompt's start. Nobody may write the pages
+        meanwhile. Blocks for as long as the copy takes.
+        """
+
+    def lease(self, digests: bytes) -> Lease | None:
+        """Keep all these blocks in the store for reading; None when one is not there. Does not wait for those that
+        still come from its disk: `load` does."""
+
+class Lease:
+    """Blocks that stay readable until `release`, even if the store dies. Thread-safe."""
+
+    def load(self, pages: Pages, ids: list[int], first: int, end: int) -> None:
+        """Copy segments `first` to `end` (not included) of all blocks into the pages `ids`, and verify.
+
+        Nobody may access the pages meanwhile. Blocks for as long as the copy takes, the first time also until all
+        have come from the disk. Raises LookupError when one does not come, and
+        CorruptBlockError, after which the pages' contents are not to be used.
+        """
+
+    def release(self) -> None:
+        """Let the blocks go; idempotent. Afterwards `load` raises ValueError."""
+
+    def __len__(self) -> int: ...
+
+# What has happened on a stream, its number, and with it:
+#   ("opened", stream, method), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
+#   ("closed", stream, (gRPC status code, message, {key: value} of binary trailing metadata)).
+StreamEvent: TypeAlias = tuple[str, int, Any]
+
+class Streams:
+    """Bidirectional gRPC streams of opaque messages, on a thread of their own. Nothing blocks but `close`."""
+
+    def __new__(cls) -> Streams:
+        """Starts the thread. Raises OSError where there are no descriptors left."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while `poll` has something to return."""
+
+    def listen(self, host: str, port: int, methods: set[str], others: str) -> int:
+        """Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix
+        socket `others`. Returns the port. Raises OSError when it cannot listen there."""
+
+    def open(self, address: str, method: str) -> int:
+        """Open a stream of a method (a path) on a connection of its own; returns its number. Messages may
+        be sent at once; a failure is a "closed" event. Raises OSError for a method that is no path."""
+
+    def send(self, stream: int, message: bytes) -> bool:
+        """Queue a message. False when the transport is behind; a "writable" event tells when it has
+        caught up."""
+
+    def end(self, stream: int) -> None:
+        """End this side after what was sent: a served stream with OK, an opened one by a half-close."""
+
+    def fail(self, stream: int, code: int, message: str, details: list[tuple[str, bytes]]) -> None:
+        """End a served stream, after what was sent, with a gRPC status; `details` is trailing metadata,
+        with keys that end in "-bin"."""
+
+    def cancel(self, stream: int) -> None:
+        """Cancel an opened stream; no event of it follows but those already waiting."""
+
+    def poll(self) -> list[StreamEvent]:
+        """What has happened since the last call, in order."""
+
+    def close(self) -> None:
+        """Stop listening, drop every stream and end the thread; idempotent."""
+
+def simulate(words: list[str]) -> int:
+    """Runs `kvmesh simulate` with these words and returns its exit status. It prints to the process'
+    stdout and stderr, blocks until it is done, and lets other threads run meanwhile. What a signal's
+    handler raises ends it, and is raised."""

@@ -1,0 +1,139 @@
+//! What became of requests, for Python.
+
+use kvmesh_select::{Candidate, Placed, PolicyName, Refused};
+use pyo3::{intern, prelude::*, types::PyString};
+
+/// (prefill worker, decode worker, cached tokens by tier, the policy's cost, terms).
+type CandidateTuple = (u64, u64, [u32; 4], f64, [f64; 8]);
+
+/// A placement that was made; an aggregated worker is both prefill and decode. Times in milliseconds.
+#[pyclass(name = "Placed", module = "kvmesh.core", frozen)]
+pub struct PyPlaced {
+    placed: Placed,
+    /// The policy that chose.
+    #[pyo3(get)]
+    policy: Py<PyString>,
+}
+
+#[pymethods]
+impl PyPlaced {
+    /// The request's number.
+    #[getter]
+    fn request(&self) -> u64 {
+        self.placed.request
+    }
+
+    /// Its lease, never 0.
+    #[getter]
+    fn lease(&self) -> u64 {
+        self.placed.lease
+    }
+
+    /// Computes the prompt.
+    #[getter]
+    fn prefill(&self) -> u64 {
+        self.placed.winner.prefill.raw()
+    }
+
+    /// Generates.
+    #[getter]
+    fn decode(&self) -> u64 {
+        self.placed.winner.decode.raw()
+    }
+
+    /// Prompt tokens cached where it is computed: device, host, nvme, network, each without faster tiers.
+    #[getter]
+    fn cached(&self) -> [u32; 4] {
+        self.placed.winner.cached
+    }
+
+    /// Predicted costs, in the order of TERMS.
+    #[getter]
+    fn terms(&self) -> [f64; 8] {
+        self.placed.winner.terms.values()
+    }
+
+    /// Predicted time to the first token.
+    #[getter]
+    fn ttft_ms(&self) -> f64 {
+        self.placed.winner.terms.ttft()
+    }
+
+    /// How long the request was held.
+    #[getter]
+    fn held_ms(&self) -> f64 {
+        self.placed.held_ms
+    }
+
+    /// All that were possible, where the request asked for them: (prefill, decode, cached, the policy's cost, terms).
+    fn candidates(&self) -> Vec<CandidateTuple> {
+        let Placed {
+            candidates, costs, ..
+        } = &self.placed;
+        let tuple = |(one, &cost): (&Candidate, &f64)| {
+            (
+                one.prefill.raw(),
+                one.decode.raw(),
+                one.cached,
+                cost,
+                one.terms.values(),
+            )
+        };
+        candidates.iter().zip(costs).map(tuple).collect()
+    }
+}
+
+/// A request that will not be placed. Times in milliseconds.
+#[pyclass(name = "Refused", module = "kvmesh.core", frozen, get_all)]
+pub struct PyRefused {
+    /// The request's number.
+    request: u64,
+    /// When to come back.
+    retry_after_ms: f64,
+    /// full, waited, deadline or no-worker.
+    reason: &'static str,
+    /// How long it was held.
+    held_ms: f64,
+}
+
+impl From<Refused> for PyRefused {
+    fn from(refused: Refused) -> Self {
+        Self {
+            request: refused.request,
+            retry_after_ms: refused.retry_after_ms,
+            reason: refused.reason.name(),
+            held_ms: refused.held_ms,
+        }
+    }
+}
+
+/// What one call brought about.
+#[derive(Default)]
+pub struct Outcomes {
+    pub placed: Vec<Placed>,
+    pub refused: Vec<Refused>,
+}
+
+impl Outcomes {
+    pub fn take(&mut self, py: Python<'_>, externals: &[Py<PyString>]) -> PyResult<Vec<Py<PyAny>>> {
+        let mut all = Vec::with_capacity(self.placed.len() + self.refused.len());
+        for placed in self.placed.drain(..) {
+            let policy = policy_name(py, placed.policy, externals);
+            all.push(Py::new(py, PyPlaced { placed, policy })?.into_any());
+        }
+        for refused in self.refused.drain(..) {
+            all.push(Py::new(py, PyRefused::from(refused))?.into_any());
+        }
+        Ok(all)
+    }
+}
+
+pub fn policy_name(py: Python<'_>, policy: PolicyName, externals: &[Py<PyString>]) -> Py<PyString> {
+    match policy {
+        PolicyName::External(number) if usize::from(number) < externals.len() => {
+            externals[usize::from(number)].clone_ref(py)
+        }
+        PolicyName::Kv => intern!(py, "kv").clone().unbind(),
+        other => PyString::new(py, other.name()).unbind(),
+    }
+}

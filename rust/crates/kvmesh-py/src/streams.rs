@@ -1,0 +1,103 @@
+//! `Streams`: gRPC streams for an asyncio loop.
+
+use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
+
+use kvmesh_streams::{Event, Listen, Streams};
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyDict, PyList, PyTuple},
+};
+
+/// Bidirectional gRPC streams of opaque messages, on a thread of their own.
+///
+/// Nothing blocks but `close`. `poll` returns what has happened since the last time as tuples, and the descriptor
+/// `fileno` is readable while there is something:
+/// ("opened", stream, method), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
+/// ("closed", stream, (gRPC status code, message, {key: bytes of trailing metadata})).
+#[pyclass(name = "Streams", module = "kvmesh.core", frozen)]
+pub struct PyStreams(Streams);
+
+#[pymethods]
+impl PyStreams {
+    /// Starts the thread. Raises OSError where there are no descriptors left.
+    #[new]
+    fn new() -> PyResult<Self> {
+        Ok(Self(Streams::new()?))
+    }
+
+    fn fileno(&self) -> i32 {
+        self.0.wake_fd().as_raw_fd()
+    }
+
+    /// Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix socket
+    /// `others`. Returns the port. Raises OSError when it cannot listen there.
+    fn listen(
+        &self,
+        host: &str,
+        port: u16,
+        methods: HashSet<String>,
+        others: PathBuf,
+    ) -> PyResult<u16> {
+        Ok(self.0.listen(host, port, Listen { methods, others })?)
+    }
+
+    /// Open a stream of a method (a path) on a connection of its own; returns its number. Messages may be sent
+    /// at once; a failure is a "closed" event. Raises OSError for a method that is no path.
+    fn open(&self, address: &str, method: &str) -> PyResult<u64> {
+        Ok(self.0.open(address, method)?)
+    }
+
+    /// Queue a message. False when the transport is behind; a "writable" event tells when it has caught up.
+    fn send(&self, stream: u64, message: &[u8]) -> bool {
+        self.0.send(stream, message.to_vec().into())
+    }
+
+    /// End this side after what was sent: a served stream with OK, an opened one by a half-close.
+    fn end(&self, stream: u64) {
+        self.0.end(stream);
+    }
+
+    /// End a served stream, after what was sent, with a gRPC status; `details` is trailing metadata, with keys that
+    /// end in "-bin".
+    #[pyo3(signature = (stream, code, message, details))]
+    fn fail(&self, stream: u64, code: i32, message: &str, details: Vec<(String, Vec<u8>)>) {
+        self.0.fail(stream, code, message, &details);
+    }
+
+    /// Cancel an opened stream; no event of it follows but those already waiting.
+    fn cancel(&self, stream: u64) {
+        self.0.cancel(stream);
+    }
+
+    /// What has happened since the last call, in order.
+    fn poll<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for event in self.0.poll() {
+            list.append(convert(py, event)?)?;
+        }
+        Ok(list)
+    }
+
+    /// Stop listening, drop every stream and end the thread; idempotent.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}
+
+fn convert(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
+    match event {
+        Event::Opened(stream, method) => ("opened", stream, method).into_pyobject(py),
+        Event::Message(stream, message) => {
+            ("message", stream, PyBytes::new(py, &message)).into_pyobject(py)
+        }
+        Event::HalfClosed(stream) => ("half_closed", stream, py.None()).into_pyobject(py),
+        Event::Writable(stream) => ("writable", stream, py.None()).into_pyobject(py),
+        Event::Closed(stream, end) => {
+            let details = PyDict::new(py);
+            for (key, value) in end.details {
+                details.set_item(key, PyBytes::new(py, &value))?;
+            }
+            ("closed", stream, (end.code, end.message, details)).into_pyobject(py)
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The placements a request could have, and what each would take and cost.
+
+use smallvec::SmallVec;
+
+use crate::{
+    cost::{Cached, Seat, terms},
+    policy::PolicyName,
+    rates::Work,
+    selector::{Context, Selector},
+    types::{Candidate, Found, Request, Role, Terms, WorkerId},
+};
+
+/// Used again by every decision.
+#[derive(Default)]
+pub struct Scratch {
+    found: Vec<Found>,
+    /// By worker: leading blocks by tier, speculation included.
+    depths: Vec<[u32; 4]>,
+    /// Decode workers as partners of any prefill worker.
+    pub partners: Vec<Candidate>,
+    pub candidates: Vec<Candidate>,
+    pub costs: Vec<f64>,
+}
+
+/// By pool, the decode worker that any of its prefill workers would be paired with.
+type Partners = SmallVec<[(u32, Candidate); 1]>;
+
+impl Scratch {
+    /// Leading blocks of the request last looked up that a worker sees, by tier.
+    pub fn depth(&self, worker: WorkerId) -> [u32; 4] {
+        self.depths[worker.index as usize]
+    }
+}
+
+/// What is the same for all workers in one decision.
+struct Common {
+    new_blocks: u32,
+    /// Chance that an evicted block is asked for again, times its price.
+    evict: f64,
+    /// Mean evictions of a worker.
+    evictions: f64,
+}
+
+impl Selector {
+    /// Fills the scratch with a request's candidates and their terms; none when nothing can take it.
+    ///
+    /// A decode partner's cost does not depend on the prefill worker, so the policy chooses it first and every
+    /// prefill worker is paired with it: the cost of a decision grows with the workers, not with the pairs.
+    pub(crate) fn candidates(
+        &mut self,
+        request: &Request,
+        policy: PolicyName,
+        context: &mut Context<'_>,
+    ) {
+        self.find(request, context);
+        let common = self.common(request, context.now);
+        let mut partners: Partners = SmallVec::new();
+        for pool in self.pools(request) {
+            self.partners(request, pool, &common, context.now);
+            let at = self.choose(request, policy, true, context);
+            partners.push((pool, self.scratch.partners[at]));
+        }
+        self.rate(request, &common, &partners, context.now);
+    }
+
+    /// Pools that have a decode worker for a request.
+    fn pools(&self, request: &Request) -> SmallVec<[u32; 1]> {
+        let mut pools = SmallVec::new();
+        for worker in self.workers.iter().flatten() {
+            if worker.role == Role::Decode
+                && !pools.contains(&worker.pool)
+                && !request.exclude.contains(&worker.id)
+            {
+                pools.push(worker.pool);
+            }
+        }
+        pools
+    }
+
+    fn common(&self, request: &Request, now: f64) -> Common {
+        let workers = self.workers.iter().flatten();
+        let evictions: f64 = workers
+            .clone()
+            .map(|worker| worker.residency.rate(now))
+            .sum();
+        Common {
+            new_blocks: request.prompt_tokens.div_ceil(self.config.block_tokens),
+            evict: self.config.prices.evict * self.returns.chance(),
+            evictions: evictions / workers.count().max(1) as f64,
+        }
+    }
+
+    /// Leading blocks by worker and tier: what the index says, and what placements will have brought.
+    pub(crate) fn find(&mut self, request: &Request, context: &mut Context<'_>) {
+        let Scratch { found, depths, .. } = &mut self.scratch;
+        depths.clear();
+        depths.resize(self.workers.len(), [0; 4]);
+        found.clear();
+        if request.blocks.is_empty() {
+            return;
+        }
+        context.lookup.matches(&request.blocks, found);
+        for Found {
+            worker,
+            depths: seen,
+        } in found.drain(..)
+        {
+            let known = self
+                .workers
+                .get(worker.index as usize)
+                .and_then(Option::as_ref);
+            if known.is_some_and(|known| known.id == worker) {
+                depths[worker.index as usize] = seen;
+            }
+        }
+        self.speculation.matches(&request.blocks, |worker, depth| {
+            for tier in &mut depths[worker.index as usize] {
+                *tier = (*tier).max(depth);
+            }
+        });
+    }
+
+    fn partners(&mut self, request: &Request, pool: u32, common: &Common, now: f64) {
+        let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
+        self.scratch.partners.clear();
+        for worker in self.workers.iter().flatten() {
+            if worker.role != Role::Decode
+                || worker.pool != pool
+                || request.exclude.contains(&worker.id)
+            {
+                continue;
+            }
+            let rates = &self.rates[worker.class];
+            let seat = Seat::new(now, worker, rates, self.leases.slots(worker.id));
+            self.scratch.partners.push(Candidate {
+                prefill: worker.id,
+                decode: worker.id,
+                key: worker.key,
+                requests: seat.slots.requests,
+                cached: [0; 4],
+                terms: Terms {
+                    transfer: worker.slower * rates.transfer_ms(request.prompt_tokens),
+                    decode: seat.decode_cost(prices, common.new_blocks, block_tokens),
+                    ..Terms::default()
+                },
+            });
+        }
+    }
+
+    fn rate(&mut self, request: &Request, common: &Common, partners: &Partners, now: f64) {
+        let Scratch {
+            depths, candidates, ..
+        } = &mut self.scratch;
+        let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
+        candidates.clear();
+        // Most workers have nothing of a prompt cached: their work is the same.
+        let mut last: Option<(usize, u32, Cached, Work, f64)> = None;
+        for worker in self.workers.iter().flatten() {
+            if worker.role == Role::Decode || request.exclude.contains(&worker.id) {
+                continue;
+            }
+            let rates = &self.rates[worker.class];
+            let seat = Seat::new(now, worker, rates, self.leases.slots(worker.id));
+            let (decode, transfer, decode_cost): (WorkerId, f64, f64) =
+                if worker.role == Role::Prefill {
+                    let Some((_, partner)) = partners.iter().find(|(pool, _)| *pool == worker.pool)
+                    else {
+                        continue;
+                    };
+                    (partner.decode, partner.terms.transfer, partner.terms.decode)
+                } else {
+                    let cost = seat.decode_cost(prices, common.new_blocks, block_tokens);
+                    (worker.id, 0.0, cost)
+                };
+            let depth = depths[worker.id.index as usize];
+            let (cached, work, alone) = match last {
+                Some((class, pass, cached, work, ms))
+                    if depth == [0; 4] && class == worker.class && pass == worker.pass_tokens =>
+                {
+                    (cached, work, ms)
+                }
+                _ => {
+                    let cached = Cached::of(depth, request.prompt_tokens, block_tokens);
+                    let work = Work::of(cached.uncached, cached.total(), worker.pass_tokens);
+                    let ms = rates.prefill_ms(&work);
+                    if depth == [0; 4] {
+                        last = Some((worker.class, worker.pass_tokens, cached, work, ms));
+                    }
+                    (cached, work, ms)
+                }
+            };
+            let onboarded = [cached.tokens[1], cached.tokens[2], cached.tokens[3]];
+            let onboard = if onboarded == [0; 3] {
+                0.0
+            } else {
+                worker.slower * rates.onboard_ms(onboarded)
+            };
+            let evict = if common.evict > 0.0 {
+                let fresh = common.new_blocks - cached.tokens[0] / block_tokens;
+                let evicted = worker
+                    .residency
+                    .evicted_by(fresh, seat.slots.blocks, worker.blocks);
+                // Faster turnover than elsewhere: what is evicted is younger, and likelier to be asked for again.
+                let younger = (worker.residency.rate(now) / common.evictions.max(1.0)).min(4.0);
+                common.evict
+                    * younger
+                    * evicted
+                    * f64::from(block_tokens)
+                    * rates.prefill_token_ms()
+            } else {
+                0.0
+            };
+            let own = seat.own_ms(&work, alone);
+            candidates.push(Candidate {
+                prefill: worker.id,
+                decode,
+                key: worker.key,
+                requests: seat.slots.requests,
+                cached: cached.tokens,
+                terms: terms(&seat, prices, own, [onboard, transfer, decode_cost, evict]),
+            });
+        }
+    }
+
+    /// Whether a worker, or a pair, is left for a request.
+    pub(crate) fn can_place(&self, request: &Request) -> bool {
+        let pools = self.pools(request);
+        let mut workers = self.workers.iter().flatten();
+        workers.any(|worker| {
+            let able = match worker.role {
+                Role::Aggregated => true,
+                Role::Prefill => pools.contains(&worker.pool),
+                Role::Decode => false,
+            };
+            able && !request.exclude.contains(&worker.id)
+        })
+    }
+
+    /// Counts what of a prompt has to be computed although it was cached before; `cached` blocks are there.
+    pub(crate) fn note_misses(&mut self, request: &Request, cached: u32) {
+        let whole = request.blocks.len();
+        self.returns
+            .missed(&request.blocks[(cached as usize).min(whole)..]);
+    }
+}

@@ -1,0 +1,270 @@
+//! The selector's joint plans: when they are made, from what, and what of them is carried out.
+//!
+//! A request is held while every worker it could go to has prompts to compute; each arrival and each computed prompt
+//! makes a new plan over all that are held, and of it only what a free worker should begin with is carried out. So
+//! nothing is decided before it must be, and a plan that turned out wrong costs nothing.
+
+use std::cell::RefCell;
+
+use rand::seq::SliceRandom;
+use rustc_hash::FxHashMap;
+
+use crate::{
+    cost::{Cached, Seat},
+    held::{Held, Sheet},
+    plan::{Entry, Own, Plan},
+    policy::PolicyName,
+    rates::Work,
+    selector::{Context, Selector},
+    types::{Candidate, Role, WorkerId},
+    worker::Worker,
+};
+
+/// Requests held at most; the oldest of more is placed where it costs least.
+const MOST_HELD: usize = 48;
+/// Requests times workers in one plan at most, so that a plan stays quick on large clusters.
+const MOST_ENTRIES: usize = 2_048;
+/// A worker is free that will have computed its prompts within so many milliseconds: the next should be there by then.
+const SLACK_MS: f64 = 10.0;
+/// Milliseconds between two looks that nothing caused.
+pub(crate) const SOONEST_MS: f64 = 1.0;
+
+impl Selector {
+    /// When [`Selector::tick`] is due, should nothing happen before; None when no request is held.
+    pub fn wakes_at(&self, now: f64) -> Option<f64> {
+        let times = [
+            self.plans_at(now),
+            self.releases_at(now),
+            self.gives_up_at(),
+        ];
+        times.into_iter().flatten().reduce(f64::min)
+    }
+
+    fn plans_at(&self, now: f64) -> Option<f64> {
+        if self.waitlist.is_empty() {
+            return None;
+        }
+        if self.gathering.is_some() {
+            return self.gathering;
+        }
+        // A worker that is free already was passed over on purpose.
+        let busy = self.prefilling().map(|worker| worker.queue.backlog_ms(now));
+        let next = busy
+            .filter(|&ms| ms > SLACK_MS)
+            .fold(f64::INFINITY, f64::min);
+        next.is_finite()
+            .then(|| now + (next - SLACK_MS).max(SOONEST_MS))
+    }
+
+    /// Requests that plans hold at most.
+    pub(crate) fn most_held(&self) -> usize {
+        let most = MOST_HELD.min(MOST_ENTRIES / self.workers.len().max(1));
+        most.max(1)
+    }
+
+    /// Holds a request until the next plan.
+    pub(crate) fn hold(&mut self, held: Held, context: &mut Context<'_>) {
+        self.waitlist.push(held);
+        if self.gathering.is_none() {
+            self.gathering = Some(context.now + self.config.gather_ms);
+        }
+        while self.waitlist.len() > self.most_held() {
+            let oldest = self.waitlist.remove(0);
+            self.candidates(&oldest.request, PolicyName::Kv, context);
+            if self.scratch.candidates.is_empty() {
+                // Its workers left meanwhile; it waits for others.
+                self.waitlist.push(oldest);
+                break;
+            }
+            let at = self.choose(&oldest.request, PolicyName::Kv, false, context);
+            let winner = self.scratch.candidates[at];
+            self.dispatch(oldest, winner, false, context);
+        }
+    }
+
+    /// Refuses what is late, and places what can be placed now.
+    pub(crate) fn replan(&mut self, context: &mut Context<'_>) {
+        self.give_up(context);
+        loop {
+            self.release(context);
+            self.place_planned(context);
+            if !self.may_release(context.now) {
+                return;
+            }
+        }
+    }
+
+    /// Plans for all that are held, and places what free workers should begin with.
+    fn place_planned(&mut self, context: &mut Context<'_>) {
+        if self.gathering.is_some_and(|until| context.now < until) {
+            return;
+        }
+        self.gathering = None;
+        while !self.waitlist.is_empty() && self.any_free(context.now) {
+            let firsts = match self.waitlist.len() {
+                1 => self.plan_one(context),
+                _ => self.plan(context),
+            };
+            if firsts.is_empty() {
+                return;
+            }
+            self.begin(firsts, context);
+        }
+    }
+
+    /// Places requests by their positions in the waitlist; those of one worker follow each other and share a pass.
+    fn begin(&mut self, firsts: Vec<(usize, Candidate)>, context: &mut Context<'_>) {
+        let mut positions: Vec<usize> = firsts.iter().map(|&(item, _)| item).collect();
+        positions.sort_unstable();
+        let mut taken: FxHashMap<usize, Held> = FxHashMap::default();
+        for &item in positions.iter().rev() {
+            taken.insert(item, self.waitlist.remove(item));
+        }
+        let mut before = None;
+        for (item, planned) in firsts {
+            let Some(held) = taken.remove(&item) else {
+                continue;
+            };
+            let joins = before == Some(planned.prefill);
+            before = Some(planned.prefill);
+            let mut winner = planned;
+            if joins || self.config.explain || held.request.explain {
+                // What came before in the pass may have brought a prefix that it shares.
+                self.candidates(&held.request, PolicyName::Kv, context);
+                let here = |candidate: &&Candidate| candidate.prefill == planned.prefill;
+                winner = *self
+                    .scratch
+                    .candidates
+                    .iter()
+                    .find(here)
+                    .unwrap_or(&planned);
+            }
+            self.dispatch(held, winner, joins, context);
+        }
+    }
+
+    pub(crate) fn prefilling(&self) -> impl Iterator<Item = &Worker> {
+        let workers = self.workers.iter().flatten();
+        workers.filter(|worker| worker.role != Role::Decode)
+    }
+
+    fn any_free(&self, now: f64) -> bool {
+        self.prefilling()
+            .any(|worker| worker.queue.backlog_ms(now) <= SLACK_MS)
+    }
+
+    /// As [`Self::plan`] does, for a request that waits alone: where it costs least, if that worker is free.
+    fn plan_one(&mut self, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+        let request = std::mem::take(&mut self.waitlist.first_mut().request);
+        self.candidates(&request, PolicyName::Kv, context);
+        let mut first = Vec::new();
+        if !self.scratch.candidates.is_empty() {
+            let at = self.choose(&request, PolicyName::Kv, false, context);
+            let winner = self.scratch.candidates[at];
+            let worker = self.worker(winner.prefill);
+            if worker.is_some_and(|worker| worker.queue.backlog_ms(context.now) <= SLACK_MS) {
+                first.push((0, winner));
+            }
+        }
+        self.waitlist.first_mut().request = request;
+        first
+    }
+
+    /// What each free worker should begin with: positions in the waitlist, with their candidates.
+    fn plan(&mut self, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+        let mut columns: Vec<WorkerId> = self.prefilling().map(|worker| worker.id).collect();
+        // Of equal workers a plan takes the first.
+        columns.shuffle(&mut *context.chance);
+        let numbers = columns.iter().enumerate().map(|(column, &id)| (id, column));
+        let numbers: FxHashMap<WorkerId, usize> = numbers.collect();
+        let items = self.waitlist.len();
+        let mut entries = vec![Entry::NOWHERE; items * columns.len()];
+        let mut table: Vec<Option<Candidate>> = vec![None; items * columns.len()];
+        for item in 0..items {
+            let request = self.waitlist.get(item).request.clone();
+            self.candidates(&request, PolicyName::Kv, context);
+            for candidate in &self.scratch.candidates {
+                let at = item * columns.len() + numbers[&candidate.prefill];
+                entries[at] = Entry::of(candidate, request.prompt_tokens, self.config.block_tokens);
+                table[at] = Some(*candidate);
+            }
+        }
+        let seats: Vec<Seat<'_>> = columns
+            .iter()
+            .filter_map(|&id| {
+                let worker = self.worker(id)?;
+                let rates = &self.rates[worker.class];
+                Some(Seat::new(context.now, worker, rates, self.leases.slots(id)))
+            })
+            .collect();
+        let own = |item: usize, column: usize, cached: u32| {
+            let prompt = self.waitlist.get(item).request.prompt_tokens;
+            let cached = Cached::of([cached; 4], prompt, self.config.block_tokens);
+            let seat = &seats[column];
+            let work = Work::of(cached.uncached, cached.total(), seat.worker.pass_tokens);
+            Own {
+                ms: seat.own_ms(&work, seat.rates.prefill_ms(&work)),
+                tokens: cached.uncached,
+            }
+        };
+        let sheet = Sheet {
+            waitlist: &self.waitlist,
+            now: context.now,
+            columns: columns.len(),
+            entries,
+            own,
+            passes: seats
+                .iter()
+                .map(|seat| Own {
+                    ms: seat.pass_ms(),
+                    tokens: seat.worker.pass_tokens,
+                })
+                .collect(),
+            known: RefCell::default(),
+        };
+        let backlogs: Vec<f64> = seats.iter().map(|seat| seat.backlog_ms).collect();
+        let passes = Plan::make(
+            &sheet,
+            items,
+            &backlogs,
+            self.tail.ms(),
+            self.config.prices.fresh,
+        );
+        let mut firsts = Vec::new();
+        for (column, pass) in passes.iter().enumerate() {
+            if backlogs[column] <= SLACK_MS {
+                let candidate = |&item: &usize| Some((item, table[item * columns.len() + column]?));
+                firsts.extend(pass.iter().filter_map(candidate));
+            }
+        }
+        firsts
+    }
+}
+
+impl Entry {
+    const NOWHERE: Self = Self {
+        cached: 0,
+        own: Own {
+            ms: f64::INFINITY,
+            tokens: 0,
+        },
+        extra_ms: 0.0,
+        aside_ms: 0.0,
+        share: 0.0,
+    };
+
+    fn of(candidate: &Candidate, prompt_tokens: u32, block_tokens: u32) -> Self {
+        let terms = &candidate.terms;
+        let uncached = prompt_tokens.max(1) - candidate.cached.iter().sum::<u32>();
+        Self {
+            cached: candidate.cached.iter().sum::<u32>() / block_tokens,
+            own: Own {
+                ms: terms.prefill,
+                tokens: uncached,
+            },
+            extra_ms: terms.onboard + terms.transfer,
+            aside_ms: terms.decode + terms.evict,
+            share: (terms.work + terms.streams) / terms.prefill.max(f64::MIN_POSITIVE),
+        }
+    }
+}

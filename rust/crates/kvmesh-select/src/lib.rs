@@ -1,0 +1,45 @@
+//! Where a request runs: what each placement would take and cost, in milliseconds, and the choice.
+//!
+//! No clock, no chance and no I/O of its own: times, index look-ups and a random source are passed in, so that
+//! service, simulator and replay decide alike, bit for bit.
+//!
+//! **Use.** One [`Selector`] a model. The caller tells it of workers ([`Selector::add_worker`]), of requests
+//! ([`Selector::submit`]), of how they fare ([`Selector::progress`], [`Selector::end`]) and of KV events
+//! ([`Selector::stored`], [`Selector::removed`]). Any of these may make placements, of requests held before too: they are
+//! found in [`Context::placed`]. A request is placed, refused ([`Context::refused`]) or withdrawn, exactly once. [`Selector::wakes_at`] says when to call [`Selector::tick`] if nothing happens.
+//!
+//! **How.** A worker is known by its leases and [`Slots`], its queue of prompts, its class' learned [`rates`],
+//! what its cache evicts, and blocks it will have (speculation). From these every candidate gets [`Terms`]; a
+//! [`policy`] turns candidates into costs, and [`choose`] costs into a winner. `kv` places waiting requests jointly
+//! ([`plan`]). When no worker has room, requests wait in line: by priority, tenant and deadline ([`Admission`]).
+
+mod admission;
+mod admit;
+mod candidates;
+pub mod choose;
+mod cost;
+mod drain;
+mod eviction;
+pub mod fit;
+mod held;
+mod joint;
+mod line;
+pub mod plan;
+pub mod policy;
+mod queue;
+pub mod rates;
+mod reports;
+mod selector;
+mod slots;
+mod speculation;
+mod tail;
+mod types;
+mod worker;
+
+pub use admission::{Admission, Reason, Refused};
+pub use cost::Prices;
+pub use policy::{Policy, PolicyName, UnknownPolicy};
+pub use rates::{Law, Probe};
+pub use selector::{Config, Context, Errors, NoWorker, Selector};
+pub use slots::{Changed, Lease, Leases, Progress, Slots};
+pub use types::{Candidate, Found, Lookup, Placed, Request, Role, Terms, WorkerId, WorkerSpec};

@@ -1,0 +1,125 @@
+//! One worker as the selector knows it, and what it learns from its reports.
+
+use crate::{
+    eviction::Residency,
+    queue::{Queue, Waiting},
+    rates::{ClassRates, Pace, Work},
+    types::{Role, WorkerId, WorkerSpec},
+};
+
+/// Reports of prompts computed in one pass come within this time.
+const SAME_PASS_MS: f64 = 1.0;
+
+/// Prompts that one stretch of an engine's time was spent on.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    begin: f64,
+    end: f64,
+    work: Work,
+    onboard: [u32; 3],
+    decode_ms: f64,
+}
+
+/// A worker in the selector's table.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub id: WorkerId,
+    pub key: u64,
+    pub role: Role,
+    pub class: usize,
+    pub pool: u32,
+    pub blocks: u32,
+    pub pass_tokens: u32,
+    pub pace: Pace,
+    /// `pace.factor()`, which every decision needs.
+    pub slower: f64,
+    /// Factor by which durations are misread; 1 but in simulations.
+    pub misread: f64,
+    pub queue: Queue,
+    pub residency: Residency,
+    /// Milliseconds it has spent on prompts.
+    pub busy_ms: f64,
+    last: Option<Stretch>,
+}
+
+impl Worker {
+    pub fn new(id: WorkerId, class: usize, spec: &WorkerSpec) -> Self {
+        Self {
+            id,
+            key: spec.key,
+            role: spec.role,
+            class,
+            pool: spec.pool,
+            blocks: spec.blocks.max(1),
+            pass_tokens: spec.pass_tokens.max(1),
+            pace: Pace::default(),
+            slower: 1.0,
+            misread: 1.0,
+            queue: Queue::default(),
+            residency: Residency::default(),
+            busy_ms: 0.0,
+            last: None,
+        }
+    }
+
+    /// A prompt has been computed: learn from how long it took. `decode_ms` is what streams there take of each pass.
+    pub fn computed(
+        &mut self,
+        now: f64,
+        lease: u64,
+        decode_ms: f64,
+        rates: &mut ClassRates,
+    ) -> Option<Waiting> {
+        let begin = self.queue.since();
+        let entry = self.queue.computed(now, lease)?;
+        match &mut self.last {
+            // The same pass computed several.
+            Some(last) if now - last.end < SAME_PASS_MS => {
+                last.work = together(&last.work, &entry.work);
+                for tier in 0..3 {
+                    last.onboard[tier] += entry.onboard[tier];
+                }
+            }
+            _ => {
+                if let Some(last) = self.last.take() {
+                    self.learn(&last, rates);
+                }
+                self.busy_ms += (now - begin).max(0.0);
+                self.last = Some(Stretch {
+                    begin,
+                    end: now,
+                    work: entry.work,
+                    onboard: entry.onboard,
+                    decode_ms,
+                });
+            }
+        }
+        Some(entry)
+    }
+
+    fn learn(&mut self, stretch: &Stretch, rates: &mut ClassRates) {
+        let actual = self.misread * (stretch.end - stretch.begin);
+        let aside = stretch.work.passes() * stretch.decode_ms;
+        let onboard = rates.onboard_ms(stretch.onboard);
+        let prefill = rates.prefill_ms(&stretch.work);
+        self.pace.observe(prefill + aside + onboard, actual);
+        self.slower = self.pace.factor();
+        // What it would have been at the class' pace.
+        let common = actual / self.slower;
+        if stretch.onboard == [0; 3] {
+            rates.observe_prefill(&stretch.work, common - aside);
+        } else {
+            rates.observe_onboard(stretch.onboard, common - aside - prefill);
+        }
+    }
+}
+
+/// Two prompts of one pass: computed at once, and so squared together where each is a single pass.
+fn together(a: &Work, b: &Work) -> Work {
+    let mut both = a.and(b);
+    both.features[0] = a.features[0].max(b.features[0]);
+    if both.features[0] == 1.0 {
+        both.features[2] = both.features[1] * both.features[1];
+    }
+    both
+}

@@ -1,0 +1,176 @@
+//! What every policy keeps to, and what each is for.
+#![allow(clippy::unwrap_used)] // a failing helper fails its test
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+
+use common::{Bench, immediate, prompt};
+use kvmesh_select::{Admission, Config, NoWorker, PolicyName, Role, WorkerId};
+
+const MIXED: [Role; 6] = [
+    Role::Aggregated,
+    Role::Aggregated,
+    Role::Prefill,
+    Role::Prefill,
+    Role::Decode,
+    Role::Decode,
+];
+
+fn config(policy: PolicyName) -> Config {
+    Config {
+        policy,
+        admission: Admission::off(),
+        ..immediate()
+    }
+}
+
+#[test]
+fn every_policy_places_where_it_may() {
+    for policy in PolicyName::ALL {
+        assert_eq!(policy.name().parse(), Ok(policy));
+        let (mut bench, ids) = Bench::new(config(policy), &MIXED);
+        let mut seen = HashSet::new();
+        for id in 1..=60 {
+            let mut request = prompt(id, &[id]);
+            request.session = id;
+            request.exclude.push(ids[0]);
+            request.exclude.push(ids[4]);
+            let placed = bench.place(request).expect("a placement");
+            let pair = (placed.winner.prefill, placed.winner.decode);
+            let allowed = [(ids[1], ids[1]), (ids[2], ids[5]), (ids[3], ids[5])];
+            assert!(allowed.contains(&pair), "{policy}: {pair:?}");
+            assert_ne!(placed.lease, 0);
+            seen.insert(pair);
+        }
+        assert!(seen.len() > 1, "{policy} always chose alike");
+    }
+}
+
+#[test]
+fn every_policy_says_when_nobody_can() {
+    for policy in PolicyName::ALL {
+        for roles in [&[][..], &[Role::Prefill], &[Role::Decode]] {
+            let (mut bench, _) = Bench::new(config(policy), roles);
+            assert_eq!(bench.submit(prompt(1, &[1])), Err(NoWorker), "{policy}");
+            assert_eq!((bench.selector.held(), bench.placed.len()), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn every_policy_repeats_its_choices() {
+    for policy in PolicyName::ALL {
+        for temperature in [0.0, 0.5] {
+            let run = || {
+                let (mut bench, _) = Bench::new(
+                    Config {
+                        temperature,
+                        ..config(policy)
+                    },
+                    &MIXED,
+                );
+                (1..=100)
+                    .map(|id| bench.place(prompt(id, &[id % 7])).unwrap())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(run(), run(), "{policy}");
+        }
+    }
+}
+
+fn counts(
+    bench: &mut Bench,
+    requests: u64,
+    session: impl Fn(u64) -> u64,
+) -> HashMap<WorkerId, u64> {
+    let mut counts = HashMap::new();
+    for id in 1..=requests {
+        let mut request = prompt(id, &[id]);
+        request.session = session(id);
+        let placed = bench.place(request).unwrap();
+        *counts.entry(placed.winner.prefill).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn round_robin_goes_in_turn_and_skips_who_left() {
+    let (mut bench, ids) = Bench::new(config(PolicyName::RoundRobin), &[Role::Aggregated; 4]);
+    let order = |bench: &mut Bench, from: u64| -> Vec<WorkerId> {
+        (from..from + 8)
+            .map(|id| bench.place(prompt(id, &[id])).unwrap().winner.prefill)
+            .collect()
+    };
+    assert_eq!(order(&mut bench, 1), [&ids[..], &ids[..]].concat());
+    bench.selector.remove_worker(ids[1]);
+    let three = [ids[0], ids[2], ids[3]];
+    assert_eq!(order(&mut bench, 100)[..6], [three, three].concat());
+}
+
+#[test]
+fn load_policies_balance() {
+    for policy in [PolicyName::LeastLoaded, PolicyName::PowerOfTwo] {
+        let (mut bench, ids) = Bench::new(config(policy), &[Role::Aggregated; 8]);
+        let counts = counts(&mut bench, 800, |_| 0);
+        let most = ids
+            .iter()
+            .map(|id| counts.get(id).copied().unwrap_or(0))
+            .max()
+            .unwrap();
+        // The power of two choices stays within a few of the mean; chance alone would not.
+        assert!(most <= 104, "{policy}: {most}");
+    }
+    let (mut bench, _) = Bench::new(config(PolicyName::Random), &[Role::Aggregated; 8]);
+    let counts = counts(&mut bench, 8000, |_| 0);
+    assert!(
+        counts.values().all(|&count| (900..1100).contains(&count)),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn sessions_stick_and_few_move() {
+    let (mut bench, ids) = Bench::new(config(PolicyName::Session), &[Role::Aggregated; 8]);
+    let home = |bench: &mut Bench, id: u64, session: u64| {
+        let mut request = prompt(id, &[id]);
+        request.session = session;
+        bench.place(request).unwrap().winner.prefill
+    };
+    let first: Vec<_> = (1..=400)
+        .map(|session| home(&mut bench, session, session))
+        .collect();
+    let again: Vec<_> = (1..=400)
+        .map(|session| home(&mut bench, 1000 + session, session))
+        .collect();
+    assert_eq!(first, again);
+    let gone = ids[3];
+    bench.selector.remove_worker(gone);
+    for (at, &before) in first.iter().enumerate() {
+        let session = at as u64 + 1;
+        let after = home(&mut bench, 2000 + session, session);
+        assert!(if before == gone {
+            after != gone
+        } else {
+            after == before
+        });
+    }
+    assert!(
+        ids.iter()
+            .all(|id| first.iter().filter(|home| *home == id).count() > 20)
+    );
+}
+
+#[test]
+fn a_request_can_name_its_policy() {
+    let (mut bench, _) = Bench::new(config(PolicyName::Kv), &[Role::Aggregated; 4]);
+    let mut request = prompt(1, &[1]);
+    request.policy = Some(PolicyName::RoundRobin);
+    assert!(bench.place(request).is_some());
+    let error = "nearest".parse::<PolicyName>().unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("unknown policy `nearest`; known: kv, round-robin")
+    );
+}

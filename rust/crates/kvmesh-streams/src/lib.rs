@@ -1,0 +1,36 @@
+//! Bidirectional gRPC streams on a thread of their own, for callers with an event loop of theirs.
+//!
+//! The data plane sends one small message an engine step, hundreds a second on each stream. What that
+//! costs is wake-ups: here a message takes one hand-over between the caller's thread and this crate's, each
+//! way, and messages that are ready together share one.
+//!
+//! Messages are opaque bytes; the protocol is gRPC's own (by tonic), so that any gRPC client or server can be at
+//! the other end. Nothing in here blocks: [`Streams::poll`] returns what has happened since the last time, and
+//! [`Streams::wake_fd`] is readable while there is something.
+//!
+//! A listener serves the methods it was given; every other call on its port is passed on to a second
+//! gRPC server on a unix socket, so that a role has one address for all its services.
+
+mod client;
+mod codec;
+mod inbox;
+mod outbox;
+mod registry;
+mod server;
+mod streams;
+
+pub use inbox::{End, Event};
+pub use registry::StreamId;
+pub use server::Listen;
+pub use streams::Streams;
+
+/// Bytes of a message at most, either way.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// HTTP/2 flow control: what may be on its way unread, of one stream and of one connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// A peer that vanished without closing its connection is noticed after the sum of both.
+const PING_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+const PING_ANSWER: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,0 +1,164 @@
+//! Streams others open here, and the way on for every other call.
+
+use std::{collections::HashSet, convert::Infallible, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{SendRequest, handshake},
+    server::conn::http2,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tonic::{Status, Streaming, body::Body, server::Grpc, server::StreamingService};
+
+use crate::{
+    CONNECTION_WINDOW, MAX_MESSAGE_BYTES, PING_ANSWER, PING_EVERY, STREAM_WINDOW, StreamId,
+    codec::RawCodec,
+    inbox::{Event, Inbox},
+    outbox::Outgoing,
+    registry::Registry,
+};
+
+/// Calls at once on one connection, and of these how many may be cancelled before they were looked at.
+const MAX_CALLS: u32 = 1 << 16;
+const MAX_CANCELLED: usize = 1 << 10;
+
+/// What a listener serves.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Methods served as streams, as paths: `/package.Service/Method`.
+    pub methods: HashSet<String>,
+    /// Unix socket of the gRPC server that takes all other calls.
+    pub others: PathBuf,
+}
+
+/// Accepts connections for as long as it is polled; those accepted live on.
+pub async fn accept(listener: TcpListener, listen: Listen, registry: Arc<Registry>) {
+    let listen = Arc::new(listen);
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => {
+                tokio::spawn(serve(
+                    connection,
+                    Arc::clone(&listen),
+                    Arc::clone(&registry),
+                ));
+            }
+            // Out of descriptors, or a caller that left at once.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn serve(connection: TcpStream, listen: Arc<Listen>, registry: Arc<Registry>) {
+    let _ = connection.set_nodelay(true);
+    let others = Others::default();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));
+        let others = others.clone();
+        async move {
+            let path = request.uri().path();
+            Ok::<_, Infallible>(if listen.methods.contains(path) {
+                let open = Open {
+                    method: path.to_owned(),
+                    registry,
+                };
+                Grpc::new(RawCodec)
+                    .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES))
+                    .streaming(open, request)
+                    .await
+            } else {
+                others
+                    .call(&listen.others, request)
+                    .await
+                    .unwrap_or_else(Status::into_http)
+            })
+        }
+    });
+    // Ends with the connection; why is the callers' concern.
+    let _ = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_CALLS)
+        .max_pending_accept_reset_streams(MAX_CANCELLED)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER)
+        .serve_connection(TokioIo::new(connection), service)
+        .await;
+}
+
+/// A call of one of the listener's methods.
+struct Open {
+    method: String,
+    registry: Arc<Registry>,
+}
+
+impl StreamingService<Bytes> for Open {
+    type Response = Bytes;
+    type ResponseStream = Outgoing;
+    type Future = std::future::Ready<Result<tonic::Response<Outgoing>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
+        let registry = &self.registry;
+        let (stream, mut outgoing) = registry.add();
+        let inbox = Arc::clone(registry.inbox());
+        inbox.push(Event::Opened(stream, std::mem::take(&mut self.method)));
+        let reader = read(request.into_inner(), stream, Arc::clone(registry), inbox);
+        outgoing.served(tokio::spawn(reader).abort_handle());
+        std::future::ready(Ok(tonic::Response::new(outgoing)))
+    }
+}
+
+async fn read(
+    mut incoming: Streaming<Bytes>,
+    stream: StreamId,
+    registry: Arc<Registry>,
+    inbox: Arc<Inbox>,
+) {
+    loop {
+        inbox.room().await;
+        match incoming.message().await {
+            Ok(Some(message)) => inbox.push(Event::Message(stream, message)),
+            Ok(None) => return inbox.push(Event::HalfClosed(stream)),
+            // Something no message can be made of. If it is the caller that is gone, nobody reads this.
+            Err(status) => return registry.end(stream, Err(status)),
+        }
+    }
+}
+
+/// One caller's connection to the other server, made when first needed.
+#[derive(Clone, Default)]
+struct Others(Arc<tokio::sync::Mutex<Option<SendRequest<Incoming>>>>);
+
+impl Others {
+    async fn call(
+        &self,
+        socket: &PathBuf,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
+        let mut sender = self.connected(socket).await?;
+        match sender.send_request(request).await {
+            Ok(response) => Ok(response.map(Body::new)),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    async fn connected(&self, socket: &PathBuf) -> Result<SendRequest<Incoming>, Status> {
+        let mut held = self.0.lock().await;
+        if let Some(sender) = held.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let failed = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
+        let stream = UnixStream::connect(socket).await.map_err(|e| failed(&e))?;
+        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|e| failed(&e))?;
+        tokio::spawn(connection);
+        *held = Some(sender.clone());
+        Ok(sender)
+    }
+}

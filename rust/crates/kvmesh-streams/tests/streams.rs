@@ -1,0 +1,220 @@
+//! Both ends in one process: what is sent arrives, in order, and every way a stream can end is told.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kvmesh_streams::{End, Event, Listen, StreamId, Streams};
+
+const METHOD: &str = "/test.Service/Talk";
+
+/// One end, with the events that nobody has asked for yet.
+struct Side {
+    streams: Streams,
+    waiting: VecDeque<Event>,
+}
+
+impl Side {
+    fn new() -> Self {
+        Self {
+            streams: Streams::new().expect("descriptors"),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    fn next(&mut self) -> Event {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "nothing happened");
+            self.waiting.extend(self.streams.poll());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    fn message(&mut self) -> Bytes {
+        match self.next() {
+            Event::Message(_, message) => message,
+            other => panic!("{other:?} instead of a message"),
+        }
+    }
+
+    fn end(&mut self) -> End {
+        loop {
+            if let Event::Closed(_, end) = self.next() {
+                return end;
+            }
+        }
+    }
+}
+
+struct Pair {
+    server: Side,
+    served: StreamId,
+    client: Side,
+    opened: StreamId,
+}
+
+fn listen(server: &Streams) -> u16 {
+    let listen = Listen {
+        methods: HashSet::from([METHOD.to_owned()]),
+        others: "/nowhere".into(),
+    };
+    server.listen("127.0.0.1", 0, listen).expect("a port")
+}
+
+fn pair() -> Pair {
+    let (mut server, client) = (Side::new(), Side::new());
+    let port = listen(&server.streams);
+    let opened = client
+        .streams
+        .open(&format!("127.0.0.1:{port}"), METHOD)
+        .expect("a path");
+    let Event::Opened(served, method) = server.next() else {
+        panic!("not opened");
+    };
+    assert_eq!(method, METHOD);
+    Pair {
+        server,
+        served,
+        client,
+        opened,
+    }
+}
+
+#[test]
+fn messages_arrive_in_order_both_ways() {
+    let mut pair = pair();
+    for number in 0..1000u32 {
+        let message = Bytes::copy_from_slice(&number.to_le_bytes());
+        pair.client.streams.send(pair.opened, message.clone());
+        pair.server.streams.send(pair.served, message);
+    }
+    for number in 0..1000u32 {
+        let expected = number.to_le_bytes();
+        for side in [&mut pair.server, &mut pair.client] {
+            loop {
+                match side.next() {
+                    Event::Message(_, message) => break assert_eq!(message[..], expected),
+                    Event::Writable(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_message_is_a_message() {
+    let mut pair = pair();
+    pair.client.streams.send(pair.opened, Bytes::new());
+    assert!(pair.server.message().is_empty());
+}
+
+#[test]
+fn both_sides_end_in_order() {
+    let mut pair = pair();
+    pair.client.streams.send(pair.opened, Bytes::from("last"));
+    pair.client.streams.end(pair.opened);
+    assert_eq!(pair.server.message(), "last");
+    assert!(matches!(pair.server.next(), Event::HalfClosed(stream) if stream == pair.served));
+    pair.server.streams.send(pair.served, Bytes::from("answer"));
+    pair.server.streams.end(pair.served);
+    assert_eq!(pair.client.message(), "answer");
+    assert_eq!(pair.client.end().code, 0);
+    assert_eq!(pair.server.end().code, 0);
+}
+
+#[test]
+fn a_status_arrives_with_its_details() {
+    let mut pair = pair();
+    let details = vec![
+        ("why-bin".to_owned(), vec![0, 255, 7]),
+        ("no key".to_owned(), vec![1]),
+    ];
+    pair.server.streams.send(pair.served, Bytes::from("before"));
+    pair.server
+        .streams
+        .fail(pair.served, 8, "too much", &details);
+    assert_eq!(pair.client.message(), "before");
+    let end = pair.client.end();
+    assert_eq!((end.code, end.message.as_str()), (8, "too much"));
+    assert_eq!(end.details, [("why-bin".to_owned(), vec![0, 255, 7])]);
+}
+
+#[test]
+fn a_caller_that_cancels_is_noticed() {
+    let mut pair = pair();
+    pair.client.streams.cancel(pair.opened);
+    assert_eq!(pair.server.end().code, 1);
+    // What is sent now goes nowhere, and does no harm.
+    assert!(pair.server.streams.send(pair.served, Bytes::from("late")));
+    assert!(pair.client.streams.poll().is_empty());
+}
+
+#[test]
+fn a_server_that_goes_is_noticed() {
+    let mut pair = pair();
+    pair.server.streams.close();
+    assert_eq!(pair.client.end().code, 14);
+}
+
+#[test]
+fn a_reader_that_is_behind_holds_the_sender_back() {
+    let mut pair = pair();
+    let message = Bytes::from(vec![1u8; 1 << 20]);
+    // The reader keeps 64 MiB that nobody polls: so many are taken in time.
+    for _ in 0..64 {
+        if !pair.server.streams.send(pair.served, message.clone()) {
+            assert!(matches!(pair.server.next(), Event::Writable(_)));
+        }
+    }
+    // HTTP/2's windows hold a few more, then nothing moves.
+    let mut sent = 65;
+    while pair.server.streams.send(pair.served, message.clone()) {
+        sent += 1;
+        assert!(sent < 200, "nothing held back");
+    }
+    for _ in 0..sent {
+        assert_eq!(pair.client.message().len(), message.len());
+    }
+    assert!(matches!(pair.server.next(), Event::Writable(stream) if stream == pair.served));
+}
+
+#[test]
+fn nobody_there_is_unavailable() {
+    let mut client = Side::new();
+    client.streams.open("127.0.0.1:1", METHOD).expect("a path");
+    let end = client.end();
+    assert_eq!(end.code, 14);
+    assert!(end.message.contains("refused"), "{}", end.message);
+    assert!(client.streams.open("127.0.0.1:1", "no path").is_err());
+}
+
+#[test]
+fn other_methods_are_the_other_servers() {
+    let (server, mut client) = (Side::new(), Side::new());
+    let port = listen(&server.streams);
+    let address = format!("127.0.0.1:{port}");
+    client
+        .streams
+        .open(&address, "/test.Service/Other")
+        .expect("a path");
+    let end = client.end();
+    assert_eq!(end.code, 14, "there is no other server: {}", end.message);
+}
+
+#[test]
+fn a_taken_port_is_refused() {
+    let (one, other) = (Side::new(), Side::new());
+    let port = listen(&one.streams);
+    let listen = Listen {
+        methods: HashSet::new(),
+        others: "/nowhere".into(),
+    };
+    assert!(other.streams.listen("127.0.0.1", port, listen).is_err());
+}

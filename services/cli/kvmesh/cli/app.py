@@ -1,0 +1,241 @@
+"""The `kvmesh` command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from kvmesh.cli import config_commands, index_commands, router_commands
+from kvmesh.cli.home import Home
+from kvmesh.cli.options import ConfigFile
+from kvmesh.cli.settings import running_config
+from kvmesh.common.config import load_config
+from kvmesh.common.errors import KvmeshError
+
+# `status` exits with this when no mesh runs.
+NOT_RUNNING = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Serve a large language model from a mesh of prefill and decode workers.\n\n"
+    "Start here:  [bold]kvmesh up --detach[/], then [bold]kvmesh chat[/]",
+)
+app.add_typer(config_commands.app, name="config")
+app.add_typer(index_commands.app, name="index")
+app.add_typer(router_commands.app, name="router")
+
+
+@app.command()
+def up(
+    config: ConfigFile = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="`default`, a directory, or a Hugging Face id.")
+    ] = None,
+    engine: Annotated[Literal["sglang", "mock"] | None, typer.Option(help="What computes.")] = None,
+    prefill: Annotated[int | None, typer.Option(metavar="N", min=0, help="Prefill workers.")] = None,
+    decode: Annotated[int | None, typer.Option(metavar="N", min=0, help="Decode workers.")] = None,
+    aggregated: Annotated[int | None, typer.Option(metavar="N", min=0, help="Aggregated workers.")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it serves, and leave it running.")
+    ] = False,
+) -> None:
+    """Start a mesh on this machine: NATS, router, KV block manager, workers and the OpenAI endpoint.
+
+    In the foreground Ctrl-C drains it, a second Ctrl-C kills it.
+
+    \b
+    Examples:
+      kvmesh up --detach
+      kvmesh up --model ./my-model --prefill 2 --decode 4
+      kvmesh up --prefill 0 --decode 0 --aggregated 1    # requests are not split
+      kvmesh up --engine mock                            # all but the model is real
+    """
+    from kvmesh.cli import up as starting
+
+    workers = {"prefill": prefill, "decode": decode, "aggregated": aggregated}
+    overrides: dict[str, dict[str, Any]] = {
+        "model": {"id": model},
+        "engine": {"kind": engine},
+        "workers": workers,
+    }
+    given = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in overrides.items()
+    }
+    starting.up(config, given, detach=detach, console=_console())
+
+
+@app.command()
+def down(
+    config: ConfigFile = None,
+    now: Annotated[bool, typer.Option("--now", help="Kill at once instead of draining.")] = False,
+) -> None:
+    """Stop the mesh, whatever state it is in.
+
+    Live requests may end first; Ctrl-C kills what is left. Does nothing when nothing runs.
+    """
+    from kvmesh.cli import down as stopping
+
+    stopping.down(running_config(config), _console(), now=now)
+
+
+@app.command()
+def status(
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")] = False,
+) -> None:
+    """Show processes, workers, stores and the router; exit with 3 when no mesh runs.
+
+    \b
+    Examples:
+      kvmesh status --watch
+      kvmesh status --json | jq '.workers[] | {id, requests}'
+    """
+    from kvmesh.cli.status import collect
+
+    home = _home(config)
+    document = asyncio.run(collect(home))
+    if document is None:
+        _say_not_running(home)
+        raise typer.Exit(NOT_RUNNING)
+    if as_json:
+        print(json.dumps(document, indent=2))
+        return
+    from kvmesh.cli.status_view import render
+
+    console = _console()
+    if not watch:
+        console.print(render(document))
+        return
+    from rich.live import Live
+
+    # On a terminal that cannot go back, or none, each look is printed below the last.
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    with Live(console=console, screen=True, auto_refresh=False) if redraws else nullcontext() as live:
+        while document is not None:
+            if live is None:
+                console.print(render(document))
+            else:
+                live.update(render(document), refresh=True)
+            time.sleep(1.0)
+            document = asyncio.run(collect(home))
+    _say_not_running(home)
+    raise typer.Exit(NOT_RUNNING)
+
+
+@app.command()
+def logs(
+    role: Annotated[
+        str | None, typer.Argument(metavar="[ROLE]", help="A role or a process, e.g. decode or decode-0.")
+    ] = None,
+    config: ConfigFile = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each log.")] = 20,
+    raw: Annotated[bool, typer.Option("--raw", help="Lines as they are in the file.")] = False,
+) -> None:
+    """Show what the processes have written, one's or all.
+
+    \b
+    Examples:
+      kvmesh logs -f
+      kvmesh logs prefill -n 100
+    """
+    from kvmesh.cli import logs as reading
+
+    reading.logs(_home(config), role, _console(), lines=lines, follow=follow, raw=raw)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="`-` reads stdin.")] = None,
+    config: ConfigFile = None,
+    url: Annotated[
+        str | None, typer.Option(help="Endpoint, e.g. http://host:8000; without it, this machine's mesh.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 512,
+) -> None:
+    """Ask the model; without a prompt, talk to it.
+
+    \b
+    Examples:
+      kvmesh chat
+      kvmesh chat "Why is the sky blue?"
+      git diff | kvmesh chat -
+    """
+    from kvmesh.cli import chat as chatting
+
+    parameters: dict[str, Any] = {"max_tokens": max_tokens}
+    if temperature is not None:
+        parameters["temperature"] = temperature
+    endpoint = (url or _running_url(config)).rstrip("/").removesuffix("/v1")
+    console = _console()
+    if prompt is None and sys.stdin.isatty():
+        chatting.converse(endpoint, system, console, **parameters)
+        return
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    chatting.ask(endpoint, text or "", system, console, **parameters)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def simulate(context: typer.Context) -> None:
+    """Simulate a mesh: a trace, engines and routers; `simulate fit` fits its timing to measurements.
+
+    \b
+    Examples:
+      kvmesh simulate --help
+      kvmesh simulate --requests 20000 --per-second 40 --workers 8 --router kv,round-robin
+    """
+    from kvmesh.core import simulate
+
+    raise typer.Exit(simulate(context.args))
+
+
+def _home(config_file: Path | None) -> Home:
+    return Home(load_config(config_file).home)
+
+
+def _running_url(config_file: Path | None) -> str:
+    home = _home(config_file)
+    status = home.read_status()
+    if status is None or home.owner() is None:
+        _say_not_running(home)
+        raise typer.Exit(NOT_RUNNING)
+    return status.url
+
+
+def _say_not_running(home: Home) -> None:
+    Console(stderr=True, highlight=False).print(
+        f"no mesh is running in {escape(str(home.root))}: start one with `kvmesh up`", soft_wrap=True
+    )
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def main() -> None:
+    try:
+        app()
+    except KvmeshError as error:
+        Console(stderr=True, highlight=False).print(f"[red]error:[/] {escape(error.message)}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

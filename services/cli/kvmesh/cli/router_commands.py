@@ -1,0 +1,290 @@
+"""`kvmesh router`: why requests went where they went, what was learned, and what holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import grpc
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kvmesh.cli.options import ConfigFile
+from kvmesh.cli.settings import running_config
+from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.common.grpc.client import Channels
+from kvmesh.core import TERMS
+from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import (
+    Candidate,
+    ConfigureRequest,
+    Decision,
+    ExplainRequest,
+    ExplainResponse,
+    GetRatesRequest,
+    ModelRates,
+)
+from kvmesh.v1.router_pb2_grpc import RouterServiceStub
+
+DEADLINE_S = 5.0
+
+app = typer.Typer(no_args_is_help=True, help="Ask the routers why, and change what holds.")
+
+_T = TypeVar("_T")
+
+Routers = Annotated[
+    list[str] | None,
+    typer.Option("--router", metavar="HOST:PORT", help="A router; may be repeated. Default: the mesh's own."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="As the answer's `id`, or the log.")
+    ],
+    router: Routers = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every candidate of a request's placement, and its cost by term, in milliseconds.
+
+    The router keeps the latest requests only (`router.explained_requests`).
+
+    \b
+    Examples:
+      kvmesh router explain req_0123abcd
+      kvmesh router explain req_0123abcd --json | jq '.[].winner.terms'
+    """
+
+    async def ask(stub: RouterServiceStub, _: str) -> ExplainResponse | None:
+        try:
+            return await stub.Explain(ExplainRequest(request_id=request_id), timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            problem = KvmeshError.from_rpc(error, "router")
+            if problem.code != ErrorCode.ERROR_CODE_NOT_FOUND:
+                raise
+            return None
+
+    answers = _run(ask, router, config)
+    decisions = [decision for answer in answers if answer for decision in answer.decisions]
+    if not decisions:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_NOT_FOUND,
+            f"no router knows a placement of request `{request_id}`; they keep the latest only",
+        )
+    if as_json:
+        print(json.dumps([_decision(decision) for decision in decisions], indent=2))
+        return
+    console = _console()
+    for decision in decisions:
+        _show_decision(console, decision)
+
+
+@app.command()
+def rates(router: Routers = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show how long work takes, as learned: per hardware class, and how much slower single workers are.
+
+    `error` is the mean relative error of late, each prediction judged before it was learned from.
+
+    \b
+    Example:
+      kvmesh router rates --json | jq '.[].models[].classes[].laws.prefill'
+    """
+
+    async def ask(stub: RouterServiceStub, address: str) -> tuple[str, Iterable[ModelRates]]:
+        return address, (await stub.GetRates(GetRatesRequest(), timeout=DEADLINE_S)).models
+
+    answers = _run(ask, router, config)
+    if as_json:
+        documents = [
+            {"router": address, "models": [_rates(m) for m in models]} for address, models in answers
+        ]
+        print(json.dumps(documents, indent=2))
+        return
+    console = _console()
+    for address, models in answers:
+        console.print(f"router {address}")
+        for model in models:
+            _show_rates(console, model)
+
+
+@app.command(name="set")
+def set_(
+    key: Annotated[Literal["policy", "temperature"], typer.Argument(help="What to change.")],
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="A policy's name, or a number from 0 on.")],
+    router: Routers = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the policy or the temperature of running routers, until they restart.
+
+    \b
+    Examples:
+      kvmesh router set policy round-robin
+      kvmesh router set temperature 0.2
+    """
+    request = ConfigureRequest()
+    if key == "policy":
+        request.policy = value
+    else:
+        try:
+            request.temperature = float(value)
+        except ValueError:
+            raise invalid(f"the temperature is a number, not `{value}`", param="temperature") from None
+
+    async def ask(stub: RouterServiceStub, address: str) -> dict[str, Any]:
+        now = await stub.Configure(request, timeout=DEADLINE_S)
+        return {"router": address, "policy": now.policy, "temperature": now.temperature}
+
+    documents = _run(ask, router, config)
+    if as_json:
+        print(json.dumps(documents, indent=2))
+        return
+    for document in documents:
+        holds = f"policy {document['policy']}, temperature {document['temperature']:g}"
+        print(f"router {document['router']}: {holds}")
+
+
+def _show_decision(console: Console, decision: Decision) -> None:
+    at = datetime.fromtimestamp(decision.at).astimezone().isoformat(timespec="milliseconds")
+    actual = f"{decision.actual_ttft_ms:.1f}" if decision.actual_ttft_ms else "unknown"
+    console.print(
+        f"{decision.request_id}  {at}  model {decision.model}  policy {decision.policy}  "
+        f"{decision.prompt_tokens:,} prompt tokens, held {decision.held_ms:.1f} ms; "
+        f"first token predicted after {decision.predicted_ttft_ms:.1f} ms, was {actual}",
+        soft_wrap=True,
+    )
+    table = _table("", "prefill", "decode", "cost", whole=4)
+    table.add_column("terms, ms", overflow="fold")
+    table.add_column("cached", overflow="fold")
+    found = decision.candidates or [decision.winner]
+    winner = (decision.winner.prefill_id, decision.winner.decode_id)
+    for one in sorted(found, key=lambda candidate: candidate.cost):
+        table.add_row(
+            "->" if (one.prefill_id, one.decode_id) == winner else "",
+            one.prefill_id or "-",
+            one.decode_id,
+            f"{one.cost:,.1f}",
+            "  ".join(f"{name} {one.terms[name]:,.1f}" for name in TERMS if one.terms[name]),
+            _cached(one),
+        )
+    console.print(table)
+
+
+def _show_rates(console: Console, model: ModelRates) -> None:
+    console.print(
+        f"model {model.model}: {model.predictions:,} prompts predicted, off by {model.error_ms:.1f} ms of "
+        f"{model.actual_ms:.1f} (bias {model.bias_ms:+.1f})",
+        soft_wrap=True,
+    )
+    table = _table("class", "workers", "law", "milliseconds", "observed", "error")
+    for of in model.classes:
+        for law in of.laws:
+            terms = "  ".join(f"{name} {ms:.3g}" for name, ms in law.coefficients.items())
+            error = f"{law.error:.0%}" if law.observations else "-"
+            table.add_row(of.hardware_class, str(of.workers), law.name, terms, f"{law.observations:,}", error)
+    console.print(table)
+    slow = [f"{one.worker_id} x{one.slowness:.2f}" for one in model.workers if one.slowness != 1.0]
+    console.print(f"slower than their class: {', '.join(slow) or 'none'}", soft_wrap=True)
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    return {
+        "request_id": decision.request_id,
+        "model": decision.model,
+        "policy": decision.policy,
+        "at": decision.at,
+        "held_ms": decision.held_ms,
+        "prompt_tokens": decision.prompt_tokens,
+        "predicted_ttft_ms": decision.predicted_ttft_ms,
+        "actual_ttft_ms": decision.actual_ttft_ms or None,
+        "winner": _candidate(decision.winner),
+        "candidates": [_candidate(candidate) for candidate in decision.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "prefill": candidate.prefill_id or None,
+        "decode": candidate.decode_id,
+        "cost": candidate.cost,
+        "terms": {name: candidate.terms[name] for name in TERMS},
+        "cached_tokens": {
+            tier: getattr(candidate.cached, tier) for tier in ("device", "host", "nvme", "network")
+        },
+    }
+
+
+def _rates(model: ModelRates) -> dict[str, Any]:
+    return {
+        "model": model.model,
+        "predictions": model.predictions,
+        "bias_ms": model.bias_ms,
+        "error_ms": model.error_ms,
+        "actual_ms": model.actual_ms,
+        "classes": [
+            {
+                "class": of.hardware_class,
+                "workers": of.workers,
+                "laws": {
+                    law.name: {
+                        "ms": dict(law.coefficients),
+                        "observations": law.observations,
+                        "error": law.error,
+                    }
+                    for law in of.laws
+                },
+            }
+            for of in model.classes
+        ],
+        "workers": [
+            {"id": one.worker_id, "class": one.hardware_class, "slowness": one.slowness}
+            for one in model.workers
+        ],
+    }
+
+
+def _cached(candidate: Candidate) -> str:
+    tiers = ((tier, getattr(candidate.cached, tier)) for tier in ("device", "host", "nvme", "network"))
+    return "  ".join(f"{tier} {tokens:,}" for tier, tokens in tiers if tokens) or "-"
+
+
+def _run(
+    ask: Callable[[RouterServiceStub, str], Awaitable[_T]], routers: list[str] | None, file: Path | None
+) -> list[_T]:
+    """What every router answers. Raises KvmeshError."""
+
+    async def one(channels: Channels, address: str) -> _T:
+        try:
+            return await ask(RouterServiceStub(channels.get(address)), address)
+        except grpc.RpcError as error:
+            raise KvmeshError.from_rpc(error, f"router {address}") from None
+
+    async def run() -> list[_T]:
+        channels = Channels()
+        try:
+            addresses = routers or [running_config(file).router.effective_address()]
+            return await asyncio.gather(*(one(channels, address) for address in addresses))
+        finally:
+            await channels.close()
+
+    return asyncio.run(run())
+
+
+def _table(*columns: str, whole: int = 0) -> Table:
+    """The first `whole` columns are never cut."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place < whole)
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False)

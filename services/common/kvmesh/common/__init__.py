@@ -1,0 +1,1 @@
+"""What every kvmesh role shares: configuration, errors, telemetry, gRPC, the bus, discovery."""

@@ -1,0 +1,345 @@
+"""One YAML file configures every role; this is its schema.
+
+Precedence: command-line flag > environment (`KVMESH_ROUTER__PORT=9000`) > file > default. Unknown
+keys are refused with the nearest known one. Roles get the whole configuration and read their part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from kvmesh.common.errors import KvmeshError, invalid
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+GIB = 1 << 30
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Listen(Section):
+    """Where a role's gRPC server listens."""
+
+    host: str = "127.0.0.1"
+    """address to bind"""
+    port: Port = 0
+    """gRPC port; 0 takes a free one"""
+    metrics_port: Port = 0
+    """HTTP port of /metrics and /health; 0 takes a free one"""
+    advertise: str = ""
+    """host other roles reach this one by; empty: `host`, or this machine's name when that is a wildcard"""
+    reflection: bool = False
+    """serve gRPC reflection"""
+
+    def advertised_host(self) -> str:
+        if self.advertise:
+            return self.advertise
+        return socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host
+
+
+class ModelConfig(Section):
+    id: str = "default"
+    """`default` (SmolLM2-135M-Instruct, carried by a package), a directory, or a Hugging Face id"""
+    name: str = ""
+    """name clients send; empty: the id, or the directory's last part"""
+    aliases: list[str] = ["default"]
+    """further names of the model"""
+    context_length: int | None = Field(default=None, ge=16)
+    """prompt plus output tokens; empty: what the model says"""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """number format of weights and KV"""
+
+
+class NatsConfig(Section):
+    url: str = ""
+    """server to use; empty: start one and use it"""
+    host: str = "127.0.0.1"
+    """address of the server that is started"""
+    port: Port = 4222
+    """port of the server that is started"""
+
+    def effective_url(self) -> str:
+        return self.url or f"nats://{self.host}:{self.port}"
+
+
+class DiscoveryConfig(Section):
+    kind: Literal["nats", "static"] = "nats"
+    """`nats`: leases in a JetStream KV bucket; `static`: a YAML list of workers"""
+    bucket: str = "kvmesh-workers"
+    """JetStream KV bucket"""
+    file: str = ""
+    """worker list, for `static`"""
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    """seconds between renewals of a worker's lease"""
+    ttl_s: float = Field(default=4.0, gt=0)
+    """seconds without renewal after which a worker is gone"""
+
+
+class FrontendConfig(Listen):
+    port: Port = 8001
+    http_port: Port = 8000
+    """port of the OpenAI endpoint"""
+    metrics_port: Port = 8002
+    max_body_bytes: int = Field(default=16 << 20, gt=0)
+    """larger request bodies are refused with 413"""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """a request is ended after this long"""
+    drain_s: float = Field(default=30.0, ge=0)
+    """longest wait for live requests at shutdown"""
+
+
+class RouterConfig(Listen):
+    port: Port = 8100
+    metrics_port: Port = 8101
+    address: str = ""
+    """host:port the frontend uses; empty: this section's own host and port"""
+    policy: str = "kv"
+    """kv, round-robin, random, least-loaded, power-of-two, session, or one that a package adds"""
+    temperature: float = Field(default=0.0, ge=0)
+    """0: the lowest cost wins; more softens the choice"""
+    explained_requests: int = Field(default=4096, ge=0)
+    """requests whose placements `kvmesh router explain` still knows"""
+    lease_ttl_s: float = Field(default=30.0, gt=0)
+    """a lease neither renewed nor freed for this long is reclaimed"""
+    max_waiting: int = Field(default=1024, ge=0)
+    """requests that wait for room at most, for each model"""
+    max_wait_s: float = Field(default=30.0, gt=0)
+    """a request is placed within this time, or refused"""
+    tenant_weights: dict[str, float] = {}
+    """shares of tenants while requests wait; 1 for those not named"""
+    index_max_bytes: int = Field(default=1 * GIB, gt=0)
+    """memory the prefix index may take"""
+
+    def effective_address(self) -> str:
+        return self.address or f"{self.advertised_host()}:{self.port}"
+
+
+class NvmeTierConfig(Section):
+    path: str = ""
+    """directory of the nvme tier, its alone; empty: no such tier"""
+    capacity: int = Field(default=64 * GIB, gt=0)
+    """bytes it may hold; allocated at start"""
+    bytes_per_day: int = Field(default=0, ge=0)
+    """bytes written to it a day, so that the disk lasts; 0: no limit"""
+
+
+class KvbmConfig(Listen):
+    port: Port = 8200
+    metrics_port: Port = 8201
+    enabled: bool = True
+    """keep KV past the device's eviction"""
+    id: str = "kvbm-0"
+    """name of this node's store"""
+    host_bytes: int = Field(default=2 * GIB, gt=0)
+    """size of the host tier (shared memory)"""
+    socket: str = ""
+    """unix socket engines connect to; empty: in the state directory"""
+    shm_dir: str = "/dev/shm"
+    """directory of the arena file; must be memory-backed"""
+    eviction: Literal["default", "class-index", "lru", "gdsf", "s3-fifo"] = "default"
+    """which blocks leave a full tier; `default`: by learned laws of return, guarded by LRU and GDSF"""
+    nvme: NvmeTierConfig = NvmeTierConfig()
+    pin_bytes_per_tenant: int = Field(default=0, ge=0)
+    """bytes of the host tier each tenant may pin; 0: a quarter of it"""
+
+
+class MockConfig(Section):
+    """The mock engine's timing model; times in milliseconds of model time, before `speedup`."""
+
+    total_blocks: int = Field(default=4096, gt=0)
+    page_size: int = Field(default=16, gt=0)
+    vocab_size: int = Field(default=49152, gt=0)
+    context_length: int = Field(default=8192, gt=0)
+    block_bytes: int = Field(default=1 << 20, gt=0)
+    max_batch: int = Field(default=64, gt=0)
+    prefill_base_ms: float = Field(default=5.0, ge=0)
+    prefill_token_ms: float = Field(default=0.02, ge=0)
+    decode_base_ms: float = Field(default=6.0, ge=0)
+    decode_sequence_ms: float = Field(default=0.1, ge=0)
+    transfer_gib_s: float = Field(default=10.0, gt=0)
+    speedup: float = Field(default=1.0, gt=0)
+    bootstrap_timeout_s: float = Field(default=10.0, gt=0)
+    """real seconds the halves of a split request wait for each other"""
+
+
+class EngineConfig(Section):
+    kind: Literal["sglang", "mock"] = "sglang"
+    page_size: int = Field(default=16, gt=0)
+    """tokens in a block"""
+    args: dict[str, Any] = {}
+    """SGLang server arguments, e.g. `tp_size: 2`, `max_total_tokens: 65536`; they win over kvmesh's own"""
+    prefill_args: dict[str, Any] = {}
+    """the same, for prefill workers only"""
+    decode_args: dict[str, Any] = {}
+    """the same, for decode workers only"""
+    aggregated_args: dict[str, Any] = {}
+    """the same, for aggregated workers only"""
+    mock: MockConfig = MockConfig()
+
+
+class WorkersConfig(Section):
+    prefill: int = Field(default=1, ge=0)
+    """prefill workers `kvmesh up` starts"""
+    decode: int = Field(default=1, ge=0)
+    """decode workers"""
+    aggregated: int = Field(default=0, ge=0)
+    """aggregated workers"""
+    drain_s: float = Field(default=30.0, ge=0)
+    """longest wait for live requests at shutdown"""
+
+
+class WorkerConfig(Listen):
+    """This process's own identity, when it is a worker; the supervisor and compose set it by environment."""
+
+    id: str = ""
+    """e.g. prefill-0; empty: role, host name and process id"""
+    bootstrap_port: Port = 0
+    """port decode workers fetch KV addresses from; 0 takes a free one"""
+
+
+class TelemetryConfig(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """auto: text on a terminal, JSON lines elsewhere"""
+    otlp_endpoint: str = ""
+    """OTLP/gRPC collector for traces, e.g. http://localhost:4317; empty: none"""
+
+
+class Config(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KVMESH_", env_nested_delimiter="__", extra="forbid", use_attribute_docstrings=True
+    )
+
+    model: ModelConfig = ModelConfig()
+    workers: WorkersConfig = WorkersConfig()
+    engine: EngineConfig = EngineConfig()
+    frontend: FrontendConfig = FrontendConfig()
+    router: RouterConfig = RouterConfig()
+    kvbm: KvbmConfig = KvbmConfig()
+    nats: NatsConfig = NatsConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
+    worker: WorkerConfig = WorkerConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    node: str = Field(default_factory=socket.gethostname)
+    """name of this machine; workers of one node share host tiers"""
+    home: Path = Field(default_factory=lambda: default_home())
+    """directory of state, sockets and logs"""
+    cache_dir: Path = Field(default_factory=lambda: default_cache_dir())
+    """directory of prepared models"""
+
+    def kvbm_socket(self) -> str | None:
+        """Path where this node's engines and store meet; None without a store."""
+        return (self.kvbm.socket or str(self.home / "kvbm.sock")) if self.kvbm.enabled else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's values arrive as init arguments; the environment stands above them.
+        return env_settings, init_settings
+
+
+class _Resolved(Config):
+    """A configuration whose values are final: the environment was read before flags were laid over it."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def default_home() -> Path:
+    """`.kvmesh` of the checkout this runs from, else of the user's home directory."""
+    for parent in Path(__file__).resolve().parents:
+        if (parent / "docker-compose.yml").is_file() and (parent / "proto" / "kvmesh").is_dir():
+            return parent / ".kvmesh"
+    return Path.home() / ".kvmesh"
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmesh"
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read the file (if any), the environment and `overrides` (nested like the file; they win over both).
+
+    Raises KvmeshError(INVALID_ARGUMENT) that names every bad key, its place and the nearest known key.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise invalid(f"cannot read configuration {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise invalid(f"configuration {path} is not valid YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise invalid(
+                f"configuration {path} must be a mapping of sections, e.g. `router: {{policy: kv}}`"
+            )
+    try:
+        config = Config(**data)
+        if overrides:
+            config = _Resolved(**_merge(config.model_dump(), overrides))
+    except SettingsError as error:
+        # Only the environment holds text that may fail to parse.
+        raise invalid(f"environment: {error}; lists and whole sections are given as JSON") from None
+    except ValidationError as error:
+        raise invalid(f"configuration {path or ''}: ".replace(" :", ":") + _explain(error)) from None
+    return config
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys_at(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
+            lines.append(f"unknown key `{place}`; {hint}")
+        else:
+            lines.append(f"`{place}`: {problem['msg'].lower()}")
+    return "; ".join(lines)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+__all__ = ["Config", "KvmeshError", "Listen", "load_config"]

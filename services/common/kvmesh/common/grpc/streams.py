@@ -1,0 +1,213 @@
+"""Streams of the data plane: gRPC, carried by a thread in Rust, handled by callbacks on the event loop.
+
+A message through grpc's asyncio API costs wake-ups of its threads, which is most of its CPU; here it does not
+(`benchmarks/streams.py`). A stream's two ends are a `Stream`, to send by, and a `StreamHandler`, told what
+comes, as asyncio's transports and protocols are. Both ends may be met by any other gRPC library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from kvmesh.common.errors import BARE_STATUS, ERROR_METADATA_KEY, KvmeshError, carried_error
+from kvmesh.common.metrics import RpcMetrics
+from kvmesh.core import Streams
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+log = structlog.get_logger()
+
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+
+class StreamHandler(Protocol):
+    """Who uses a stream. Called on the event loop; must not block."""
+
+    def on_message(self, message: bytes) -> None:
+        """Raising a KvmeshError ends a served stream with it."""
+        ...
+
+    def on_half_close(self) -> None:
+        """The caller of a served stream will send no more."""
+        ...
+
+    def on_writable(self) -> None:
+        """All that was sent has left, after a `send` that returned False."""
+        ...
+
+    def on_closed(self, error: KvmeshError | None) -> None:
+        """The stream is over, by an error or in order; the last call."""
+        ...
+
+
+# Gives a served stream its handler, or raises the KvmeshError that refuses it.
+Accept = Callable[["Stream"], StreamHandler]
+
+
+class Stream:
+    """One end of a stream. Nothing blocks; after `on_closed` nothing has an effect."""
+
+    __slots__ = ("_hub", "handler", "id", "served")
+
+    def __init__(self, hub: StreamHub, stream_id: int) -> None:
+        self.id = stream_id
+        self.handler: StreamHandler
+        # Its method and the time it was opened; of served streams only.
+        self.served: tuple[str, float] | None = None
+        self._hub = hub
+
+    def send(self, message: bytes) -> bool:
+        """False when the other end is behind: better send nothing until `on_writable`."""
+        return self._hub.streams.send(self.id, message)
+
+    def end(self) -> None:
+        """Send no more. A served stream ends in order, an opened one waits for the other end."""
+        self._hub.streams.end(self.id)
+
+    def fail(self, error: KvmeshError) -> None:
+        """End a served stream with an error, after what was sent.
+
+        The handler is told at once and hears no more, however long the other end takes to read that far.
+        """
+        self._hub.fail(self, error)
+
+    def cancel(self) -> None:
+        """End an opened stream at once; its handler hears nothing of it any more."""
+        self._hub.forget(self)
+
+
+class StreamHub:
+    """The streams of one event loop. `close` when done; streams still open are cut then."""
+
+    def __init__(self, metrics: RpcMetrics | None = None) -> None:
+        """`metrics` count the served streams."""
+        self.streams = Streams()
+        self._metrics = metrics
+        self._open: dict[int, Stream] = {}
+        self._accept: dict[str, Accept] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        # Outside of whatever request caused this: what comes belongs to no trace.
+        contextvars.Context().run(self._loop.add_reader, self.streams.fileno(), self._drain)
+
+    def serve(self, host: str, port: int, methods: Mapping[str, Accept], others: str) -> int:
+        """Serve `methods`, by path; other calls go to the gRPC server on the unix socket `others`.
+
+        Returns the port. Raises OSError when it cannot listen there.
+        """
+        self._accept.update(methods)
+        return self.streams.listen(host, port, set(methods), others)
+
+    def open(self, address: str, method: str, handler: StreamHandler) -> Stream:
+        """Open a stream of `method`, a path, to `host:port`, on a connection of its own."""
+        stream = Stream(self, self.streams.open(address, method))
+        stream.handler = handler
+        self._add(stream)
+        return stream
+
+    async def drained(self, seconds: float) -> bool:
+        """Wait until no stream is open, at most so long; whether that came true."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def forget(self, stream: Stream) -> None:
+        self._remove(stream)
+        self.streams.cancel(stream.id)
+
+    def fail(self, stream: Stream, error: KvmeshError) -> None:
+        details = [(ERROR_METADATA_KEY, error.to_proto().SerializeToString())]
+        self.streams.fail(stream.id, error.spec.grpc.value[0], error.message, details)
+        self._close(stream, error)
+
+    def close(self) -> None:
+        """Cut all streams, telling their handlers, and stop listening. Idempotent."""
+        self._loop.remove_reader(self.streams.fileno())
+        self.streams.close()
+        gone = KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the stream was cut")
+        for stream in list(self._open.values()):
+            self._close(stream, gone)
+
+    def _drain(self) -> None:
+        for kind, stream_id, content in self.streams.poll():
+            if kind == "opened":
+                stream = Stream(self, stream_id)
+                stream.served = (content, time.perf_counter())
+            elif (known := self._open.get(stream_id)) is not None:
+                stream = known
+            else:
+                continue
+            # Whatever a handler does wrong ends its own stream: the events behind belong to others.
+            try:
+                self._deliver(stream, kind, content)
+            except KvmeshError as error:
+                self._broke(stream, error)
+            except Exception:
+                log.exception("stream failed", stream=stream_id)
+                error = KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, "internal error; see the server's log")
+                self._broke(stream, error)
+
+    def _deliver(self, stream: Stream, kind: str, content: Any) -> None:
+        if kind == "message":
+            stream.handler.on_message(content)
+        elif kind == "closed":
+            self._close(stream, _error(*content))
+        elif kind == "writable":
+            stream.handler.on_writable()
+        elif kind == "half_closed":
+            stream.handler.on_half_close()
+        else:
+            stream.handler = self._accept[content](stream)
+            self._add(stream)
+            if self._metrics is not None:
+                self._metrics.in_flight.labels(content).inc()
+
+    def _broke(self, stream: Stream, error: KvmeshError) -> None:
+        """A handler raised, or there is none: the stream ends for both ends."""
+        try:
+            if stream.served is not None:
+                self.fail(stream, error)
+            else:
+                self.streams.cancel(stream.id)
+                self._close(stream, error)
+        except Exception:
+            log.exception("stream not closed", stream=stream.id)
+
+    def _close(self, stream: Stream, error: KvmeshError | None) -> None:
+        """Tell the handler, once."""
+        if self._open.get(stream.id) is not stream:
+            return
+        self._remove(stream)
+        if stream.served is not None and self._metrics is not None:
+            method, began = stream.served
+            status = error.spec.grpc if error is not None else grpc.StatusCode.OK
+            self._metrics.in_flight.labels(method).dec()
+            self._metrics.requests.labels(method, status.name).inc()
+            self._metrics.duration.labels(method).observe(time.perf_counter() - began)
+        stream.handler.on_closed(error)
+
+    def _add(self, stream: Stream) -> None:
+        self._open[stream.id] = stream
+        self._idle.clear()
+
+    def _remove(self, stream: Stream) -> None:
+        self._open.pop(stream.id, None)
+        if not self._open:
+            self._idle.set()
+
+
+def _error(code: int, message: str, details: Mapping[str, bytes]) -> KvmeshError | None:
+    if not code:
+        return None
+    status = _STATUS.get(code, grpc.StatusCode.UNKNOWN)
+    return carried_error(details.items()) or KvmeshError(BARE_STATUS[status], message or status.name.lower())

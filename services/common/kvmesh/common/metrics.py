@@ -1,0 +1,192 @@
+"""Every Prometheus metric of kvmesh, by role; names start with `kvmesh_<role>_`.
+
+Each function builds its family once a process, so that a role exposes only what it measures. Units are
+in the names; `_total` marks counters.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# Seconds; those of OpenTelemetry's `gen_ai.server` conventions.
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+DURATION_BUCKETS = tuple(0.01 * 2**n for n in range(14))
+TOKEN_BUCKETS = tuple(2**n for n in range(18))
+RPC_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class RpcMetrics:
+    """Served RPCs; `method` is the full name, `code` the gRPC status."""
+
+    def __init__(self, role: str) -> None:
+        prefix = f"kvmesh_{role}_rpc"
+        self.requests = Counter(f"{prefix}_requests_total", "RPCs that ended", ["method", "code"])
+        self.duration = Histogram(
+            f"{prefix}_duration_seconds", "from receipt to status", ["method"], buckets=RPC_BUCKETS
+        )
+        self.in_flight = Gauge(f"{prefix}_in_flight", "RPCs running now", ["method"])
+
+
+class BusMetrics:
+    """The connection to NATS."""
+
+    def __init__(self, role: str) -> None:
+        prefix = f"kvmesh_{role}_bus"
+        self.connected = Gauge(f"{prefix}_connected", "1 while connected to NATS")
+        self.connects = Counter(f"{prefix}_connects_total", "connections made, the first included")
+        self.published = Counter(f"{prefix}_published_total", "messages handed to the connection")
+        self.dropped = Counter(f"{prefix}_dropped_total", "messages given up: disconnected, or buffer full")
+        self.received = Counter(f"{prefix}_received_total", "messages delivered to handlers")
+        self.errors = Counter(f"{prefix}_errors_total", "errors reported by the client library")
+
+
+class FrontendMetrics:
+    """Requests as clients see them."""
+
+    def __init__(self) -> None:
+        p = "kvmesh_frontend"
+        self.requests = Counter(f"{p}_requests_total", "requests that ended", ["endpoint", "status"])
+        self.in_flight = Gauge(f"{p}_in_flight_requests", "requests running now", ["endpoint"])
+        self.duration = Histogram(
+            f"{p}_request_duration_seconds",
+            "from receipt to the last byte",
+            ["endpoint"],
+            buckets=DURATION_BUCKETS,
+        )
+        self.ttft = Histogram(
+            f"{p}_time_to_first_token_seconds", "from receipt to the first token", buckets=TTFT_BUCKETS
+        )
+        self.itl = Histogram(
+            f"{p}_inter_token_latency_seconds", "between tokens of a stream", buckets=ITL_BUCKETS
+        )
+        self.isl = Histogram(f"{p}_input_sequence_tokens", "prompt lengths", buckets=TOKEN_BUCKETS)
+        self.osl = Histogram(f"{p}_output_sequence_tokens", "answer lengths", buckets=TOKEN_BUCKETS)
+        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of prompts")
+        self.output_tokens = Counter(f"{p}_output_tokens_total", "tokens sent to clients")
+        self.cached_tokens = Counter(
+            f"{p}_cached_tokens_total", "prompt tokens that were not computed", ["tier"]
+        )
+        self.disconnects = Counter(f"{p}_disconnects_total", "clients that left before their answer was over")
+        self.retries = Counter(f"{p}_retries_total", "placements tried again", ["reason"])
+
+
+class RouterMetrics:
+    """Placements, leases and the index."""
+
+    def __init__(self) -> None:
+        p = "kvmesh_router"
+        self.placements = Counter(f"{p}_placements_total", "requests placed", ["policy", "mode"])
+        self.refusals = Counter(f"{p}_refusals_total", "requests not placed", ["code"])
+        self.decision = Histogram(
+            f"{p}_decision_seconds",
+            "of computing, to place one request",
+            buckets=(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1, 1.0),
+        )
+        self.waited = Histogram(
+            f"{p}_waited_seconds",
+            "from a request to its placement",
+            buckets=(1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+        )
+        self.held = Gauge(f"{p}_held_requests", "requests that wait for a worker")
+        self.withdrawn = Counter(f"{p}_withdrawn_total", "requests taken back while they waited")
+        self.ttft_predicted = Counter(
+            f"{p}_ttft_predicted_seconds_total",
+            "predicted from placement to first token, of those that had one",
+        )
+        self.ttft_actual = Counter(f"{p}_ttft_actual_seconds_total", "what it really was, of the same")
+        self.ttft_error = Histogram(
+            f"{p}_ttft_error_seconds",
+            "difference of the two, whatever its sign",
+            buckets=(1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+        )
+        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of placed prompts")
+        self.cached_tokens = Counter(
+            f"{p}_cached_tokens_total", "tokens expected in a tier of the chosen worker", ["tier"]
+        )
+        self.leases = Gauge(f"{p}_leases", "leases held now")
+        self.leases_ended = Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
+        self.unknown_leases = Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
+        self.workers = Gauge(f"{p}_workers", "workers by role and state", ["role", "state"])
+        self.batches = Counter(f"{p}_index_batches_total", "KV event batches", ["result"])
+        self.gaps = Counter(f"{p}_index_gaps_total", "gaps in the holders' sequences, each repaired")
+        self.divergences = Counter(
+            f"{p}_index_divergences_total", "digests that showed an index unlike its holder, each repaired"
+        )
+        self.repairs = Counter(
+            f"{p}_index_repairs_total", "replays and snapshots asked for", ["by", "result"]
+        )
+        self.lag = Gauge(f"{p}_index_behind_batches", "batches known of but not applied, over all holders")
+        self.index_blocks = Gauge(f"{p}_index_blocks", "(block, holder, tier) entries")
+        self.index_bytes = Gauge(f"{p}_index_bytes", "memory of the prefix index")
+        self.index_holders = Gauge(f"{p}_index_holders", "holders known", ["state"])
+
+
+class WorkerMetrics:
+    """One prefill, decode or aggregated worker."""
+
+    def __init__(self, role: str) -> None:
+        p = f"kvmesh_{role}"
+        self.requests = Gauge(f"{p}_requests", "requests the engine runs or holds back")
+        self.queued_requests = Gauge(f"{p}_queued_requests", "of these, not yet started")
+        self.streams = Gauge(f"{p}_streams", "caller streams open now")
+        self.blocks_total = Gauge(f"{p}_blocks_total", "blocks of the device pool")
+        self.blocks_used = Gauge(f"{p}_blocks_used", "blocks live requests reference")
+        self.blocks_cached = Gauge(f"{p}_blocks_cached", "cached blocks nobody references")
+        self.transfers = Gauge(f"{p}_transfers", "KV transfers under way")
+        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of prompts")
+        self.output_tokens = Counter(f"{p}_output_tokens_total", "tokens generated")
+        self.cached_tokens = Counter(
+            f"{p}_cached_tokens_total", "prompt tokens that were not computed", ["tier"]
+        )
+        self.transferred_bytes = Counter(f"{p}_transferred_bytes_total", "KV bytes handed over")
+        self.finished = Counter(f"{p}_finished_total", "requests that ended", ["reason"])
+        self.kv_events = Counter(f"{p}_kv_events_total", "KV events published", ["type"])
+        self.kv_event_gaps = Counter(
+            f"{p}_kv_event_gaps_total",
+            "times the record was forgotten: events lost for good, or another engine",
+            ["reason"],
+        )
+        self.kv_blocks = Gauge(f"{p}_kv_blocks", "blocks in the record of the engine's cache")
+
+
+class KvbmMetrics:
+    """A node's store, by tier."""
+
+    def __init__(self) -> None:
+        p = "kvmesh_kvbm"
+        self.capacity_bytes = Gauge(f"{p}_capacity_bytes", "size of the tier", ["tier"])
+        self.used_bytes = Gauge(f"{p}_used_bytes", "bytes of blocks held", ["tier"])
+        self.blocks = Gauge(f"{p}_blocks", "blocks held", ["tier"])
+        self.blocks_in_use = Gauge(f"{p}_blocks_in_use", "blocks being read or written", ["tier"])
+        self.stored = Counter(f"{p}_stored_total", "blocks stored", ["tier"])
+        self.loaded = Counter(f"{p}_loaded_total", "blocks loaded", ["tier"])
+        self.evicted = Counter(f"{p}_evicted_total", "blocks evicted", ["tier", "reason"])
+        self.lookups = Counter(f"{p}_lookups_total", "blocks looked up", ["tier"])
+        self.hits = Counter(f"{p}_hits_total", "blocks found", ["tier"])
+        self.corrupt = Counter(f"{p}_corrupt_total", "blocks dropped for a wrong checksum", ["tier"])
+        self.engines = Gauge(f"{p}_engines", "engines connected")
+        self.pins = Gauge(f"{p}_pins", "pins held")
+        self.pinned_bytes = Gauge(f"{p}_pinned_bytes", "bytes of pinned blocks")
+        self.nvme_up = Gauge(f"{p}_nvme_up", "whether the nvme tier works")
+        self.nvme_coming = Gauge(f"{p}_nvme_coming", "blocks to be read back now")
+        self.nvme_outages = Counter(f"{p}_nvme_outages_total", "times the nvme tier was taken out")
+        self.nvme_spilled = Counter(
+            f"{p}_nvme_spilled_total", "blocks written before they left the host tier"
+        )
+        self.nvme_skipped = Counter(
+            f"{p}_nvme_skipped_total", "blocks that left the host tier unwritten", ["reason"]
+        )
+        self.nvme_promoted = Counter(f"{p}_nvme_promoted_total", "blocks read back")
+        self.nvme_failed = Counter(f"{p}_nvme_failed_total", "blocks that could not be read back")
+        self.nvme_bytes = Counter(f"{p}_nvme_bytes_total", "bytes moved", ["direction"])
+
+
+rpc = cache(RpcMetrics)
+bus = cache(BusMetrics)
+frontend = cache(FrontendMetrics)
+router = cache(RouterMetrics)
+worker = cache(WorkerMetrics)
+kvbm = cache(KvbmMetrics)

@@ -1,0 +1,165 @@
+from kvmesh.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("id", "node", "tiers", "engines", "eviction", "nvme", "pins", "pinned_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_FIELD_NUMBER: _ClassVar[int]
+    NVME_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    node: str
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
+    engines: int
+    eviction: str
+    nvme: NvmeStats
+    pins: int
+    pinned_bytes: int
+    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
+
+class TierStats(_message.Message):
+    __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted")
+    class EvictedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_IN_USE_FIELD_NUMBER: _ClassVar[int]
+    STORED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOADED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOOKUPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    capacity_bytes: int
+    used_bytes: int
+    blocks: int
+    blocks_in_use: int
+    stored_total: int
+    loaded_total: int
+    evicted_total: int
+    lookups_total: int
+    hits_total: int
+    corrupt_total: int
+    evicted: _containers.ScalarMap[str, int]
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., stored_total: _Optional[int] = ..., loaded_total: _Optional[int] = ..., evicted_total: _Optional[int] = ..., lookups_total: _Optional[int] = ..., hits_total: _Optional[int] = ..., corrupt_total: _Optional[int] = ..., evicted: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class NvmeStats(_message.Message):
+    __slots__ = ("problem", "io", "outages_total", "recovered", "spilled_total", "shed_total", "unlikely_total", "over_budget_total", "unplaced_total", "promoted_total", "failed_total", "coming", "written_bytes_total", "read_bytes_total")
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    IO_FIELD_NUMBER: _ClassVar[int]
+    OUTAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    SPILLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNLIKELY_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OVER_BUDGET_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNPLACED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    problem: str
+    io: str
+    outages_total: int
+    recovered: int
+    spilled_total: int
+    shed_total: int
+    unlikely_total: int
+    over_budget_total: int
+    unplaced_total: int
+    promoted_total: int
+    failed_total: int
+    coming: int
+    written_bytes_total: int
+    read_bytes_total: int
+    def __init__(self, problem: _Optional[str] = ..., io: _Optional[str] = ..., outages_total: _Optional[int] = ..., recovered: _Optional[int] = ..., spilled_total: _Optional[int] = ..., shed_total: _Optional[int] = ..., unlikely_total: _Optional[int] = ..., over_budget_total: _Optional[int] = ..., unplaced_total: _Optional[int] = ..., promoted_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., coming: _Optional[int] = ..., written_bytes_total: _Optional[int] = ..., read_bytes_total: _Optional[int] = ...) -> None: ...
+
+class FlushRequest(_message.Message):
+    __slots__ = ("tier",)
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ...) -> None: ...
+
+class FlushResponse(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("tenant", "model", "digests", "ttl_ms")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    model: str
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    ttl_ms: int
+    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("receipt", "blocks", "bytes")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    receipt: int
+    blocks: int
+    bytes: int
+    def __init__(self, receipt: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("receipt",)
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    receipt: int
+    def __init__(self, receipt: _Optional[int] = ...) -> None: ...
+
+class ReleaseResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    def __init__(self, released: _Optional[bool] = ...) -> None: ...
+
+class HintRequest(_message.Message):
+    __slots__ = ("model", "digests", "session", "returns", "tool_call", "returns_in_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_IN_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    session: int
+    returns: bool
+    tool_call: bool
+    returns_in_s: float
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., session: _Optional[int] = ..., returns: _Optional[bool] = ..., tool_call: _Optional[bool] = ..., returns_in_s: _Optional[float] = ...) -> None: ...
+
+class HintResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

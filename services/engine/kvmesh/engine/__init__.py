@@ -1,0 +1,1 @@
+"""kvmesh engines: the `Engine` contract and its implementations, `sglang` and `mock`."""

@@ -1,0 +1,33 @@
+"""What is checked before a request may touch the mock engine."""
+
+from __future__ import annotations
+
+from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.engine.contract import EngineInfo, EngineRequest, Role
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+
+def check_request(request: EngineRequest, info: EngineInfo) -> None:
+    """Raise KvmeshError, as `Engine.submit` promises, for a request the engine cannot run."""
+    tokens = request.token_ids
+    if not tokens:
+        raise invalid("the prompt is empty; send at least one token", "token_ids")
+    if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+        worst = max(tokens) if min(tokens) >= 0 else min(tokens)
+        raise invalid(f"token id {worst} is outside the vocabulary of {info.vocab_size}", "token_ids")
+    if len(tokens) >= info.context_length:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {len(tokens)} tokens and leaves no room for an answer in a context of "
+            f"{info.context_length}; shorten it",
+            param="token_ids",
+        )
+    limit = request.sampling.max_new_tokens
+    if limit is not None and limit < 1:
+        raise invalid(f"max_new_tokens is {limit}; it must be at least 1", "max_new_tokens")
+    if (request.bootstrap is None) != (info.role is Role.AGGREGATED):
+        expected = "takes no" if info.role is Role.AGGREGATED else "needs a"
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_WRONG_ROLE,
+            f"this worker is {info.role} now and {expected} bootstrap address; route the request again",
+        )

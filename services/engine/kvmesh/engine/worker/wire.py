@@ -1,0 +1,95 @@
+"""Between engine.proto and the Engine contract."""
+
+from __future__ import annotations
+
+from kvmesh.engine.contract import (
+    Bootstrap,
+    CachedTokens,
+    EngineLoad,
+    EngineRequest,
+    Finish,
+    FinishReason,
+    Sampling,
+    StepOutput,
+    Timing,
+)
+from kvmesh.v1 import common_pb2, engine_pb2
+
+_OPTIONAL = tuple(
+    field.name
+    for field in engine_pb2.SamplingParams.DESCRIPTOR.fields
+    if field.has_presence and field.name in Sampling.__dataclass_fields__
+)
+_REASONS = {
+    FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: engine_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: engine_pb2.FINISH_REASON_CANCELLED,
+    FinishReason.ERROR: engine_pb2.FINISH_REASON_ERROR,
+}
+
+
+def read_request(message: engine_pb2.EngineRequest) -> EngineRequest:
+    bootstrap = None
+    if message.HasField("bootstrap"):
+        meeting = message.bootstrap
+        bootstrap = Bootstrap(meeting.host, meeting.port, meeting.room)
+    return EngineRequest(
+        request_id=message.request_id,
+        token_ids=list(message.token_ids),
+        sampling=read_sampling(message.sampling),
+        bootstrap=bootstrap,
+        cache_salt=message.cache_salt,
+        priority=message.priority,
+    )
+
+
+def read_sampling(message: engine_pb2.SamplingParams) -> Sampling:
+    given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
+    return Sampling(**given, stop_token_ids=tuple(message.stop_token_ids))
+
+
+def write_step(step: engine_pb2.RequestStep, output: StepOutput) -> None:
+    """Add `output` to a step that may hold earlier ones of the same request."""
+    step.token_ids.extend(output.token_ids)
+    if output.cached is not None:
+        step.cached.CopyFrom(write_cached(output.cached))
+    if output.timing is not None:
+        step.timing.CopyFrom(write_timing(output.timing))
+    if output.finish is not None:
+        step.finish.CopyFrom(write_finish(output.finish))
+
+
+def write_finish(finish: Finish) -> engine_pb2.Finish:
+    return engine_pb2.Finish(
+        reason=_REASONS[finish.reason],
+        matched_token_id=finish.matched_token_id,
+        error=finish.error.to_proto() if finish.error is not None else None,
+    )
+
+
+def write_cached(cached: CachedTokens) -> common_pb2.CachedTokens:
+    return common_pb2.CachedTokens(
+        device=cached.device, host=cached.host, nvme=cached.nvme, network=cached.network
+    )
+
+
+def write_timing(timing: Timing) -> engine_pb2.EngineTiming:
+    return engine_pb2.EngineTiming(
+        queue_ms=timing.queue_ms,
+        prefill_ms=timing.prefill_ms,
+        transfer_ms=timing.transfer_ms,
+        transfer_bytes=timing.transfer_bytes,
+    )
+
+
+def write_load(load: EngineLoad) -> common_pb2.WorkerLoad:
+    return common_pb2.WorkerLoad(
+        requests=load.requests,
+        queued_requests=load.queued_requests,
+        blocks_used=load.blocks_used,
+        blocks_cached=load.blocks_cached,
+        transfers=load.transfers,
+        prompt_tokens_total=load.prompt_tokens_total,
+        output_tokens_total=load.output_tokens_total,
+        transferred_bytes_total=load.transferred_bytes_total,
+    )

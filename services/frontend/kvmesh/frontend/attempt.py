@@ -1,0 +1,192 @@
+"""A request on one placement: its halves are started together, and cancelled together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.link import Link
+from kvmesh.frontend.placement import Routed
+from kvmesh.v1.common_pb2 import CachedTokens
+from kvmesh.v1.engine_pb2 import (
+    FINISH_REASON_ERROR,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    EngineRequest,
+    EngineTiming,
+    Finish,
+    RequestStep,
+)
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+# An answer that is complete waits this long at most for the prefill worker's last word on it.
+_PREFILL_GRACE_S = 0.5
+
+
+class Attempt:
+    """Gathers what both halves send. One task waits on it; steps come in by the links' callbacks."""
+
+    def __init__(self, routed: Routed) -> None:
+        self.routed = routed
+        # Not yet taken by `take`.
+        self.tokens: list[int] = []
+        # As soon as the last tokens are there, before `done`.
+        self.finish: Finish | None = None
+        # Nothing more will come: finished, or failed with `error` because of `failed_worker`.
+        self.done = False
+        self.error: KvmeshError | None = None
+        self.failed_worker = ""
+        # `time.monotonic` of the first token.
+        self.first_at = 0.0
+        self.generate_timing = EngineTiming()
+        self._generate_cached = CachedTokens()
+        self._prefill: _PrefillHalf | None = None
+        self._link: Link | None = None
+        self._id = 0
+        self._grace: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def start(self, request: EngineRequest, generate: Link, prefill: Link | None) -> None:
+        """Hand the request to one aggregated worker, or to both halves."""
+        self._link = generate
+        if prefill is not None:
+            other = EngineRequest()
+            other.CopyFrom(request)
+            self._prefill = _PrefillHalf(self, prefill)
+            self._prefill.start(other)
+        self._id = generate.start(request, self)
+
+    @property
+    def cached(self) -> CachedTokens:
+        """Prompt tokens that were not computed, as far as known."""
+        return self._prefill.cached if self._prefill else self._generate_cached
+
+    @property
+    def prefill_timing(self) -> EngineTiming:
+        """Timing of the worker that computed the prompt."""
+        return self._prefill.timing if self._prefill else self.generate_timing
+
+    async def changed(self) -> None:
+        """Return once there are tokens or the attempt is done."""
+        if not self.tokens and not self.done:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def take(self) -> list[int]:
+        """The tokens since the last call."""
+        tokens, self.tokens = self.tokens, []
+        return tokens
+
+    def fail(self, error: KvmeshError, worker: str = "") -> None:
+        """End with an error unless already over; cancels what runs."""
+        if not self.done:
+            self.error = error
+            self.failed_worker = worker
+            self._complete()
+
+    def cancel(self) -> None:
+        """Stop both engines' work on it; idempotent."""
+        self._complete()
+
+    def on_step(self, step: RequestStep) -> None:
+        if step.token_ids:
+            if not self.first_at:
+                self.first_at = time.monotonic()
+                if self.routed.lease:
+                    self.routed.lease.first_token()
+            self.tokens.extend(step.token_ids)
+        if step.HasField("cached"):
+            self._generate_cached = step.cached
+        if step.HasField("timing"):
+            self.generate_timing = step.timing
+        if step.HasField("finish"):
+            self._id = 0
+            self._on_finish(step.finish)
+        self._wake()
+
+    def on_lost(self, error: KvmeshError) -> None:
+        self._id = 0
+        self.fail(error, self.routed.placement.decode.id)
+
+    def prefill_over(self) -> None:
+        """The prefill half has had its last step."""
+        if self.finish is not None:
+            self._complete()
+
+    def _on_finish(self, finish: Finish) -> None:
+        if finish.reason not in (FINISH_REASON_STOP, FINISH_REASON_LENGTH):
+            self.fail(finish_error(finish, self.routed.placement.decode.id), self.routed.placement.decode.id)
+            return
+        self.finish = finish
+        if self._prefill is None or self._prefill.over:
+            self._complete()
+        else:
+            self._grace = asyncio.get_running_loop().call_later(_PREFILL_GRACE_S, self._complete)
+
+    def _complete(self) -> None:
+        self.done = True
+        if self._grace is not None:
+            self._grace.cancel()
+        if self._id and self._link is not None:
+            self._link.cancel(self._id)
+            self._id = 0
+        if self._prefill is not None:
+            self._prefill.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self.tokens or self.done):
+            waiter.set_result(None)
+
+
+class _PrefillHalf:
+    """The prompt's computation on a prefill worker. Its token is dropped: the decode worker sends it, too."""
+
+    __slots__ = ("_attempt", "_id", "_link", "cached", "over", "timing")
+
+    def __init__(self, attempt: Attempt, link: Link) -> None:
+        self._attempt = attempt
+        self._link = link
+        self._id = 0
+        self.over = False
+        self.cached = CachedTokens()
+        self.timing = EngineTiming()
+
+    def start(self, request: EngineRequest) -> None:
+        self._id = self._link.start(request, self)
+
+    def cancel(self) -> None:
+        if not self.over:
+            self.over = True
+            self._link.cancel(self._id)
+
+    def on_step(self, step: RequestStep) -> None:
+        if step.HasField("cached"):
+            self.cached = step.cached
+        if step.HasField("timing"):
+            self.timing = step.timing
+        if not step.HasField("finish"):
+            return
+        self.over = True
+        if step.finish.reason in (FINISH_REASON_STOP, FINISH_REASON_LENGTH):
+            if self._attempt.routed.lease:
+                self._attempt.routed.lease.prefill_done(self.timing.transfer_ms)
+        elif not self._attempt.first_at:
+            self._attempt.fail(finish_error(step.finish, self._link.worker_id), self._link.worker_id)
+        self._attempt.prefill_over()
+
+    def on_lost(self, error: KvmeshError) -> None:
+        self.over = True
+        # After the first token the KV has been handed over, and the answer goes on without this worker.
+        if not self._attempt.first_at:
+            self._attempt.fail(error, self._link.worker_id)
+        self._attempt.prefill_over()
+
+
+def finish_error(finish: Finish, worker: str) -> KvmeshError:
+    """Why a worker ended a request that nobody asked it to end."""
+    if finish.reason == FINISH_REASON_ERROR and finish.HasField("error"):
+        return KvmeshError.from_proto(finish.error)
+    return KvmeshError(ErrorCode.ERROR_CODE_WORKER_LOST, f"worker {worker} gave the request up")

@@ -1,0 +1,68 @@
+"""One request in the mesh's own terms, the same from REST and gRPC."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.frontend.models import Model
+from kvmesh.v1.engine_pb2 import SamplingParams
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+
+@dataclass(slots=True)
+class Call:
+    """What is to be generated. Fit to be placed: lengths and token ids have been checked."""
+
+    request_id: str
+    model: Model
+    token_ids: Sequence[int]
+    # `max_new_tokens` is set.
+    sampling: SamplingParams
+    # Seconds, of `time.monotonic`.
+    deadline: float
+    received: float = field(default_factory=time.monotonic)
+    explain: bool = False
+    policy: str = ""
+    session_id: str = ""
+    tenant: str = ""
+    priority: int = 0
+
+
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
+
+
+def check_prompt(model: Model, token_ids: Sequence[int], param: str) -> None:
+    """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
+    if not token_ids:
+        raise invalid(f"{param} must not be empty", param)
+    if len(token_ids) >= model.info.context_length:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
+            f"this model's maximum context length is {model.info.context_length} tokens, prompt and answer "
+            f"together, but the prompt alone has {len(token_ids)} tokens; shorten it",
+            param=param,
+        )
+
+
+def check_ids(model: Model, token_ids: Sequence[int], param: str) -> None:
+    """Raise KvmeshError unless all ids, which clients chose, are in the vocabulary."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < model.info.vocab_size:
+        raise invalid(f"{param} must hold token ids from 0 to {model.info.vocab_size - 1}", param)
+
+
+def bound_output(model: Model, prompt_tokens: int, sampling: SamplingParams, default: int | None) -> None:
+    """Set `max_new_tokens` to what was asked for, or `default`, as far as the context has room."""
+    room = model.info.context_length - prompt_tokens
+    wanted = sampling.max_new_tokens if sampling.HasField("max_new_tokens") else default
+    sampling.max_new_tokens = room if wanted is None else min(wanted, room)
+    if sampling.min_new_tokens > sampling.max_new_tokens:
+        raise invalid(
+            f"min_tokens of {sampling.min_new_tokens} is more than the {sampling.max_new_tokens} tokens "
+            "the answer may have",
+            "min_tokens",
+        )

@@ -1,0 +1,80 @@
+"""What surrounds every HTTP request: its id, its span, its metrics, and the last word on failures."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import orjson
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kvmesh.common import metrics
+from kvmesh.common.errors import KvmeshError
+from kvmesh.common.telemetry import span
+from kvmesh.frontend.call import new_request_id
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# nginx's status for a client that left before its answer began.
+_CLIENT_GONE = 499
+
+
+class Edge:
+    """Pure ASGI, outermost: nothing but one wrapped `send` stays on a token's way."""
+
+    def __init__(self, app: ASGIApp, endpoints: frozenset[str]) -> None:
+        """`endpoints`: the paths metrics know by name; all others are one."""
+        self._app = app
+        self._endpoints = endpoints
+        self._metrics = metrics.frontend()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = new_request_id().encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        status = _CLIENT_GONE
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
+        in_flight = self._metrics.in_flight.labels(endpoint)
+        begun = time.perf_counter()
+        in_flight.inc()
+        try:
+            with span(
+                f"{scope['method']} {endpoint}", parent=headers.get(b"traceparent", b"").decode("latin-1")
+            ):
+                try:
+                    await self._app(scope, receive, send_with_id)
+                except Exception:
+                    log.exception("request failed", request_id=request_id.decode(), endpoint=endpoint)
+                    if status != _CLIENT_GONE:
+                        # The answer has begun: a broken connection is all that is left to say.
+                        raise
+                    await _send_internal_error(send_with_id)
+        finally:
+            in_flight.dec()
+            self._metrics.requests.labels(endpoint, status).inc()
+            self._metrics.duration.labels(endpoint).observe(time.perf_counter() - begun)
+
+
+async def _send_internal_error(send: Send) -> None:
+    error = KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, "internal error; the log has it by the request id")
+    body = orjson.dumps(error.to_openai())
+    headers: list[Any] = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

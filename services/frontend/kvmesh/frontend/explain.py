@@ -1,0 +1,93 @@
+"""Where a request ran and how long each part of its way took, as proto and as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kvmesh.frontend.session import Session
+from kvmesh.v1.common_pb2 import CachedTokens
+from kvmesh.v1.frontend_pb2 import Explanation, TimingMs, Usage
+
+
+def usage(session: Session) -> Usage:
+    """Tokens of prompt and answer, as far as the answer has come."""
+    return Usage(
+        prompt_tokens=len(session.call.token_ids),
+        completion_tokens=session.output_tokens,
+        cached=session.attempt.cached,
+    )
+
+
+def explanation(session: Session) -> Explanation:
+    """The way of a session that has started; `total` is the time until now."""
+    attempt, received = session.attempt, session.call.received
+    placement = attempt.routed.placement
+    split = placement.HasField("prefill")
+    prompt, output = attempt.prefill_timing, attempt.generate_timing
+    return Explanation(
+        request_id=session.call.request_id,
+        mode="disaggregated" if split else "aggregated",
+        prefill=placement.prefill.id,
+        decode=placement.decode.id,
+        cached=attempt.cached,
+        timing=TimingMs(
+            queue=prompt.queue_ms,
+            route=session.route_ms,
+            prefill=prompt.prefill_ms,
+            # Each side measures its own wait; the hand-over is over when both are.
+            transfer=max(prompt.transfer_ms, output.transfer_ms),
+            ttft=(attempt.first_at - received) * 1000 if attempt.first_at else 0.0,
+            total=(time.monotonic() - received) * 1000,
+        ),
+        candidates=attempt.routed.candidates,
+        policy=attempt.routed.policy,
+    )
+
+
+def explanation_json(session: Session) -> dict[str, Any]:
+    """The `kvmesh` object of an answer."""
+    said = explanation(session)
+    return {
+        "request_id": said.request_id,
+        "policy": said.policy,
+        "placement": {"mode": said.mode, "prefill": said.prefill or None, "decode": said.decode},
+        "cached_tokens": _tiers(said.cached),
+        "timing_ms": {
+            name: round(getattr(said.timing, name), 3)
+            for name in ("queue", "route", "prefill", "transfer", "ttft", "total")
+        },
+        "candidates": [
+            {
+                "prefill": candidate.prefill_id or None,
+                "decode": candidate.decode_id,
+                "cost": candidate.cost,
+                "terms": dict(candidate.terms),
+                "cached_tokens": _tiers(candidate.cached),
+            }
+            for candidate in said.candidates
+        ],
+    }
+
+
+def usage_json(session: Session) -> dict[str, Any]:
+    """OpenAI's `usage` object."""
+    used = usage(session)
+    cached = used.cached
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": cached.device + cached.host + cached.nvme + cached.network
+        },
+    }
+
+
+def _tiers(cached: CachedTokens) -> dict[str, int]:
+    return {
+        "device": cached.device,
+        "host": cached.host,
+        "nvme": cached.nvme,
+        "network": cached.network,
+    }

@@ -1,0 +1,136 @@
+"""Tells the router how its leases fare, many in one report.
+
+A live lease is reported again and again, whether it moved or not, so a long request never expires; its
+end is reported at once. Reports that cannot be delivered are dropped: what they would have freed, the
+router reclaims by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kvmesh.v1.router_pb2 import Lease, LeaseReport
+
+# Ends, finished prefills and first tokens wait this long for company.
+_SOON_S = 0.01
+# Between renewals, if the leases' time to live does not ask for more.
+_RENEW_S = 1.0
+
+
+class HeldLease:
+    """One request's lease. `output_tokens` is the holder's to raise; it travels with the next report."""
+
+    __slots__ = (
+        "_ended",
+        "_first_token",
+        "_leases",
+        "_prefill_done",
+        "_transfer_ms",
+        "id",
+        "output_tokens",
+        "ttl_s",
+    )
+
+    def __init__(self, leases: Leases, lease: Lease) -> None:
+        self._leases = leases
+        self._prefill_done = False
+        self._first_token = False
+        self._transfer_ms = 0.0
+        self._ended = False
+        self.id = lease.id
+        self.ttl_s = lease.ttl_ms / 1000
+        self.output_tokens = 0
+
+    def prefill_done(self, transfer_ms: float = 0.0) -> None:
+        """The prompt is computed; its KV was on the way for `transfer_ms` before that, 0 if that is not
+        known."""
+        # It may come just after the first token, and still go with it.
+        self._transfer_ms = self._transfer_ms or transfer_ms
+        if not self._prefill_done:
+            self._prefill_done = True
+            self._leases.report_soon(self)
+
+    def first_token(self) -> None:
+        """The answer has begun, so the prompt is computed, too."""
+        if not self._first_token:
+            self._first_token = True
+            self._prefill_done = True
+            self.output_tokens = max(self.output_tokens, 1)
+            self._leases.report_soon(self)
+
+    def end(self) -> None:
+        """Free the lease; idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._leases.drop(self)
+
+    def report(self) -> LeaseReport:
+        return LeaseReport(
+            lease_id=self.id,
+            prefill_done=self._prefill_done,
+            output_tokens=self.output_tokens,
+            ended=self._ended,
+            transfer_ms=self._transfer_ms,
+        )
+
+
+class Leases:
+    """All leases a process holds. Belongs to one event loop; idle while it holds none."""
+
+    def __init__(self, send: Callable[[list[LeaseReport]], None]) -> None:
+        self._send = send
+        self._live: dict[int, HeldLease] = {}
+        self._due: dict[int, HeldLease] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def hold(self, lease: Lease) -> HeldLease:
+        held = HeldLease(self, lease)
+        self._live[held.id] = held
+        self._wake_in(self._renew_s())
+        return held
+
+    def report_soon(self, lease: HeldLease) -> None:
+        self._due[lease.id] = lease
+        self._wake_in(_SOON_S)
+
+    def drop(self, lease: HeldLease) -> None:
+        self._live.pop(lease.id, None)
+        self.report_soon(lease)
+
+    def close(self) -> None:
+        """End all leases and report what is due."""
+        for lease in list(self._live.values()):
+            lease.end()
+        self._report()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _renew_s(self) -> float:
+        return min(_RENEW_S, *(lease.ttl_s / 4 for lease in self._live.values()), _RENEW_S)
+
+    def _wake_in(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + delay
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._report()
+        if self._live:
+            self._wake_in(self._renew_s())
+
+    def _report(self) -> None:
+        """All that are live, and those that have ended."""
+        due = {**self._live, **self._due}
+        self._due.clear()
+        if due:
+            self._send([lease.report() for lease in due.values()])

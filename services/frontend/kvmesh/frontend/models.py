@@ -1,0 +1,178 @@
+"""The models served now: they appear, change and vanish with the workers that register them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from kvmesh.common.discovery.contract import Discovery
+from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.tokenizer import Tokenizer, load_tokenizer
+from kvmesh.v1.common_pb2 import (
+    ROLE_AGGREGATED,
+    ROLE_DECODE,
+    ROLE_PREFILL,
+    WORKER_STATE_READY,
+    KvInfo,
+    ModelInfo,
+    WorkerInfo,
+)
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+log = structlog.get_logger()
+
+# Registrations come with every heartbeat of every worker; looked at together.
+_SETTLE_S = 0.02
+_RETRY_LOAD_S = 5.0
+_RETRY_AFTER_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be asked: ready workers for every stage, tokenizer loaded."""
+
+    info: ModelInfo
+    kv: KvInfo
+    tokenizer: Tokenizer
+    # Unix time at which this process first saw it.
+    created: int
+
+
+class Models:
+    """Follows discovery. Belongs to one event loop."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._registered: dict[str, ModelInfo] = {}
+        self._usable: dict[str, Model] = {}
+        self._created: dict[str, int] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._failures: dict[str, tuple[KvmeshError, float]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._callbacks: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        self._discovery.subscribe(self._settle)
+        self._refresh()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any model can be asked."""
+        return bool(self._usable)
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `ready` may have changed."""
+        self._callbacks.append(callback)
+
+    def usable(self) -> list[Model]:
+        """The models that can be asked, by name."""
+        return [self._usable[name] for name in sorted(self._usable)]
+
+    def resolve(self, name: str) -> Model:
+        """The model a client means by a name or alias; empty means `default`.
+
+        Raises KvmeshError: MODEL_NOT_FOUND, or NO_WORKER_READY for a model without a full set of workers.
+        """
+        model = self._usable.get(name)
+        if model is not None:
+            return model
+        wanted = name or "default"
+        matches = [info for info in self._known() if wanted == info.name or wanted in info.aliases]
+        for info in matches:
+            if info.name in self._usable:
+                return self._usable[info.name]
+        if matches or not self._registered:
+            raise self._not_ready(matches[0] if matches else None)
+        known = ", ".join(sorted(self._registered))
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_MODEL_NOT_FOUND,
+            f"the model {wanted!r} is not served here; served: {known}",
+            param="model",
+        )
+
+    def _known(self) -> Iterable[ModelInfo]:
+        return (self._registered[name] for name in sorted(self._registered))
+
+    def _not_ready(self, info: ModelInfo | None) -> KvmeshError:
+        what = f"model {info.name!r}" if info else "any model"
+        why = f"no worker is ready for {what}; try again soon"
+        if info and info.path in self._failures:
+            why = self._failures[info.path][0].message
+        elif info and info.path in self._loading:
+            why = f"the tokenizer of {what} is being loaded; try again soon"
+        return KvmeshError(ErrorCode.ERROR_CODE_NO_WORKER_READY, why, retry_after_ms=_RETRY_AFTER_MS)
+
+    def _settle(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SETTLE_S, self._refresh)
+
+    def _refresh(self) -> None:
+        self._timer = None
+        by_name: dict[str, list[WorkerInfo]] = {}
+        for worker in self._discovery.workers().values():
+            # A worker that is starting may not know its model yet.
+            if worker.model.path:
+                by_name.setdefault(worker.model.name, []).append(worker)
+        self._registered = {name: workers[0].model for name, workers in by_name.items()}
+        usable = {}
+        for name, workers in by_name.items():
+            path = workers[0].model.path
+            self._want_tokenizer(path)
+            if path in self._tokenizers and complete(workers):
+                usable[name] = self._model(name, workers)
+        for name in usable.keys() ^ self._usable.keys():
+            log.info("model ready" if name in usable else "model not ready", model=name)
+        self._usable = usable
+        for path in self._tokenizers.keys() - {info.path for info in self._registered.values()}:
+            del self._tokenizers[path]
+        for callback in self._callbacks:
+            callback()
+
+    def _model(self, name: str, workers: list[WorkerInfo]) -> Model:
+        old = self._usable.get(name)
+        info, kv = ModelInfo(), workers[0].kv
+        info.CopyFrom(workers[0].model)
+        # Whichever workers a request is given, both halves of it must fit.
+        info.context_length = min(worker.model.context_length for worker in workers)
+        tokenizer = self._tokenizers[info.path]
+        if old and old.info == info and old.kv == kv and old.tokenizer is tokenizer:
+            return old
+        created = self._created.setdefault(name, int(time.time()))
+        return Model(info, kv, tokenizer, created)
+
+    def _want_tokenizer(self, path: str) -> None:
+        if path in self._tokenizers or path in self._loading:
+            return
+        failed = self._failures.get(path)
+        if failed is None or failed[1] <= time.monotonic():
+            self._loading[path] = asyncio.create_task(self._load(path), name="load-tokenizer")
+
+    async def _load(self, path: str) -> None:
+        try:
+            self._tokenizers[path] = await load_tokenizer(path)
+            self._failures.pop(path, None)
+        except KvmeshError as error:
+            if path not in self._failures:
+                log.error("tokenizer not loaded", path=path, error=error.message)
+            self._failures[path] = (error, time.monotonic() + _RETRY_LOAD_S)
+        finally:
+            del self._loading[path]
+        self._settle()
+
+
+def complete(workers: Iterable[WorkerInfo]) -> bool:
+    """Whether the ready ones among these workers can answer a request together."""
+    roles = {worker.role for worker in workers if worker.state == WORKER_STATE_READY}
+    return ROLE_AGGREGATED in roles or {ROLE_PREFILL, ROLE_DECODE} <= roles

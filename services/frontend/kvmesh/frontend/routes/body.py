@@ -1,0 +1,32 @@
+"""Request bodies, never more of one than the configuration allows."""
+
+from __future__ import annotations
+
+from starlette.requests import ClientDisconnect, Request
+
+from kvmesh.common.errors import KvmeshError
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises KvmeshError(PAYLOAD_TOO_LARGE) once it is known to exceed `limit` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the client left while sending") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> KvmeshError:
+    return KvmeshError(
+        ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE, f"the request body exceeds {limit} bytes; send less"
+    )

@@ -1,0 +1,29 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kvmesh.frontend.gateway import Gateway
+from kvmesh.frontend.protocol import ChatCompletionRequest, parse
+from kvmesh.frontend.routes.answer import answer
+from kvmesh.frontend.routes.body import read_body
+from kvmesh.frontend.routes.schema import body_schema
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatCompletionRequest))
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation."""
+    received = time.monotonic()
+    gateway: Gateway = request.app.state.gateway
+    body, ignored = parse(ChatCompletionRequest, await read_body(request, gateway.config.max_body_bytes))
+    conversation, template_args = body.conversation(), body.template_args()
+    model = gateway.models.resolve(body.model)
+    token_ids = await model.tokenizer.encode_chat(conversation, template_args)
+    return answer(request, body, ignored, model, token_ids, param="messages", chat=True, received=received)

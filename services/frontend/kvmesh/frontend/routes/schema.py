@@ -1,0 +1,26 @@
+"""Request bodies in the served OpenAPI description; FastAPI does not see them, as the routes parse them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes `kind` as its JSON body."""
+    schema = _inline(kind.model_json_schema(), {})
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inline(node: Any, definitions: dict[str, Any]) -> Any:
+    """`node` without references: an operation has no place for definitions of its own."""
+    if isinstance(node, list):
+        return [_inline(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    definitions = node.get("$defs", definitions)
+    if "$ref" in node:
+        target = definitions[node["$ref"].removeprefix("#/$defs/")]
+        return _inline({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
+    return {key: _inline(value, definitions) for key, value in node.items() if key != "$defs"}

@@ -1,0 +1,93 @@
+"""The store's numbers as Prometheus metrics, and its disk's troubles in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+
+import structlog
+from prometheus_client import Counter
+
+from kvmesh.common import metrics
+from kvmesh.core import StoreServer
+
+log = structlog.get_logger()
+
+INTERVAL_S = 1.0
+_SKIPPED = ("shed", "unlikely", "over_budget", "unplaced")
+
+
+class Exposition:
+    """Copies the store's gauges and totals to its metrics once a second. Belongs to one event loop."""
+
+    def __init__(self, store: StoreServer) -> None:
+        self._store = store
+        self._metrics = metrics.kvbm()
+        # The store counts from its own start; Prometheus counters only take increments.
+        self._last: defaultdict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
+        self._problem: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="store-metrics")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            self.update()
+            await asyncio.sleep(INTERVAL_S)
+
+    def update(self) -> None:
+        """Bring the metrics up to now."""
+        exported = self._metrics
+        exported.engines.set(self._store.engines)
+        pins, pinned_bytes = self._store.pinned
+        exported.pins.set(pins)
+        exported.pinned_bytes.set(pinned_bytes)
+        for tier in self._store.tiers:
+            now = self._store.stats(tier)
+            exported.capacity_bytes.labels(tier).set(now["capacity_bytes"])
+            exported.used_bytes.labels(tier).set(now["used_bytes"])
+            exported.blocks.labels(tier).set(now["blocks"])
+            exported.blocks_in_use.labels(tier).set(now["blocks_in_use"])
+            self._count(exported.stored, now["stored"], tier)
+            self._count(exported.loaded, now["loaded"], tier)
+            for reason, total in now["evicted"].items():
+                self._count(exported.evicted, total, tier, reason)
+            self._count(exported.lookups, now["lookups"], tier)
+            self._count(exported.hits, now["hits"], tier)
+            self._count(exported.corrupt, now["corrupt"], tier)
+        self._update_nvme()
+
+    def _update_nvme(self) -> None:
+        flow, exported = self._store.flow(), self._metrics
+        if flow is None:
+            return
+        exported.nvme_up.set(flow["problem"] is None)
+        exported.nvme_coming.set(flow["coming"])
+        self._count(exported.nvme_outages, flow["outages"])
+        self._count(exported.nvme_spilled, flow["spilled"])
+        for reason in _SKIPPED:
+            self._count(exported.nvme_skipped, flow[reason], reason)
+        self._count(exported.nvme_promoted, flow["promoted"])
+        self._count(exported.nvme_failed, flow["failed"])
+        self._count(exported.nvme_bytes, flow["written_bytes"], "written")
+        self._count(exported.nvme_bytes, flow["read_bytes"], "read")
+        if flow["problem"] != self._problem:
+            self._problem = flow["problem"]
+            if self._problem is None:
+                log.info("nvme tier is back", blocks=flow["recovered"], io=flow["io"])
+            else:
+                log.error("nvme tier is out; going on without it, and trying again", problem=self._problem)
+
+    def _count(self, counter: Counter, total: int, *labels: str) -> None:
+        key = (id(counter), labels)
+        (counter.labels(*labels) if labels else counter).inc(total - self._last[key])
+        self._last[key] = total

@@ -1,0 +1,113 @@
+"""The kvbm process from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+
+from kvmesh.common.bus import Bus
+from kvmesh.common.config import Config, KvbmConfig
+from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.common.events.source import PublicationServicer
+from kvmesh.common.lifecycle import RoleServer
+from kvmesh.core import StoreServer
+from kvmesh.kvbm.exposition import Exposition
+from kvmesh.kvbm.publisher import StorePublisher
+from kvmesh.kvbm.service import KvbmServicer
+from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.events_pb2_grpc import add_EventServiceServicer_to_server
+from kvmesh.v1.kvbm_pb2_grpc import add_KvbmServiceServicer_to_server
+
+log = structlog.get_logger()
+
+# Calls are short; engines notice the end by their connection's.
+DRAIN_S = 5.0
+# What is only in memory is written to the disk tier for so long at the end.
+KEEP_S = 10.0
+
+
+async def serve(config: Config) -> None:
+    """Own the node's tiers until the process is asked to stop.
+
+    Raises KvmeshError when the tier cannot be had, or kvbm is disabled.
+    """
+    settings = config.kvbm
+    socket = config.kvbm_socket()
+    if socket is None:
+        raise invalid("kvbm is disabled; set kvbm.enabled to true, or do not start it")
+    began = time.monotonic()
+    async with contextlib.AsyncExitStack() as cleanup:
+        store = await asyncio.to_thread(_open, socket, settings)
+        cleanup.push_async_callback(asyncio.to_thread, store.stop)
+        log.info(
+            "host tier ready",
+            bytes=settings.host_bytes,
+            dir=settings.shm_dir,
+            socket=socket,
+            eviction=settings.eviction,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        _tell_of_nvme(store, settings)
+        bus = Bus(config.nats.effective_url(), settings.id)
+        publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node)
+        exposition = Exposition(store)
+        server = RoleServer("kvbm", config, settings)
+        servicer = KvbmServicer(store, settings.id, config.node, settings.eviction)
+        server.add_service("kvmesh.v1.KvbmService", add_KvbmServiceServicer_to_server, servicer)
+        events = PublicationServicer(publisher.publication)
+        server.add_service("kvmesh.v1.EventService", add_EventServiceServicer_to_server, events)
+
+        cleanup.push_async_callback(bus.close)
+        await bus.start()
+        cleanup.push_async_callback(server.stop, DRAIN_S)
+        await server.start()
+        cleanup.push_async_callback(publisher.close)
+        publisher.start()
+        cleanup.push_async_callback(exposition.close)
+        exposition.start()
+        server.set_ready(True)
+        await server.wait_for_stop()
+        server.set_ready(False)
+        await asyncio.to_thread(_keep, store)
+
+
+def _open(socket: str, settings: KvbmConfig) -> StoreServer:
+    nvme = settings.nvme
+    try:
+        return StoreServer(
+            socket,
+            settings.host_bytes,
+            settings.shm_dir,
+            settings.eviction,
+            nvme_path=nvme.path or None,
+            nvme_bytes=nvme.capacity,
+            nvme_bytes_per_day=nvme.bytes_per_day or None,
+            pin_bytes=settings.pin_bytes_per_tenant or None,
+        )
+    except OSError as error:
+        raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, str(error)) from None
+    except ValueError as error:
+        raise invalid(str(error)) from None
+
+
+def _tell_of_nvme(store: StoreServer, settings: KvbmConfig) -> None:
+    flow = store.flow()
+    if flow is not None and flow["problem"] is None:
+        nvme = settings.nvme
+        log.info(
+            "nvme tier ready", bytes=nvme.capacity, dir=nvme.path, io=flow["io"], blocks=flow["recovered"]
+        )
+
+
+def _keep(store: StoreServer) -> None:
+    """Write to the disk tier what would be lost with the process."""
+    flow = store.flow()
+    if flow is None or flow["problem"] is not None:
+        return
+    try:
+        store.persist(KEEP_S)
+    except (OSError, ValueError) as error:
+        log.warning("not all blocks were kept on the disk", error=str(error))

@@ -1,0 +1,202 @@
+"""One served model: its Selector, and its workers as discovery tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from kvmesh.core import Placed, Refused, Selector
+from kvmesh.router.index import IndexFeed
+from kvmesh.router.placement import usable
+from kvmesh.router.policies import Policies, judge
+from kvmesh.router.priors import prior
+from kvmesh.v1.common_pb2 import Role, WorkerInfo
+from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace
+
+# SGLang's own choice on most accelerators; for engines that do not say.
+PASS_TOKENS = 8192
+# Deadlines beyond this are further away than waiting and prompts take: they would cost a look-up for nothing.
+FAR_MS = 300_000
+# Up to so many candidates all of them are kept of every decision.
+EXPLAINED = 16
+
+_ROLES = {
+    Role.ROLE_PREFILL: "prefill",
+    Role.ROLE_DECODE: "decode",
+    Role.ROLE_AGGREGATED: "aggregated",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One life of a worker in the selector, and what the index feed tells of it."""
+
+    id: int
+    info: WorkerInfo
+    hardware_class: str
+    selector: Selector
+    now: Callable[[], float]
+
+    def linked(self, index_id: int) -> None:
+        self.selector.link(self.id, index_id)
+
+    def apply(self, batch: bytes) -> None:
+        self.selector.apply(self.now(), batch)
+
+    def cleared(self) -> None:
+        self.selector.cleared(self.id)
+
+
+class Model:
+    """Owns the selector of one model. `now` is in milliseconds and never falls."""
+
+    def __init__(
+        self, name: str, selector: Selector, block_tokens: int, feed: IndexFeed, now: Callable[[], float]
+    ) -> None:
+        self.name = name
+        self.selector = selector
+        self._block_tokens = block_tokens
+        self._feed = feed
+        self._now = now
+        self._members: dict[str, Member] = {}
+        self._by_id: dict[int, Member] = {}
+        # Halves that can read each other's KV.
+        self._pools: dict[tuple[str, int], int] = {}
+        # Of every life there was, for decisions that are looked at later.
+        self._names: dict[int, str] = {}
+        self._external: set[str] = set()
+
+    def update(self, infos: Iterable[WorkerInfo]) -> None:
+        """Take the model's workers as they are now: those that joined, left, restarted or changed."""
+        wanted = {info.id: info for info in infos if usable(info) and info.role in _ROLES}
+        for worker_id, member in list(self._members.items()):
+            info = wanted.get(worker_id)
+            if info is None or _identity(info) != _identity(member.info):
+                self._remove(member)
+        for info in wanted.values():
+            if info.id not in self._members:
+                self._add(info)
+
+    def submit(
+        self, number: int, request: RouteRequest, policy: str, policies: Policies
+    ) -> list[Placed | Refused]:
+        """Place or hold a request. Raises LookupError when no worker can take it."""
+        self.use(policy, policies)
+        now = self._now()
+        return self.selector.submit(
+            now,
+            number,
+            prompt_tokens=request.prompt_tokens,
+            blocks=request.block_hashes[:],
+            session=stable_hash(request.session_id) if request.session_id else 0,
+            tenant=stable_hash(request.tenant) if request.tenant else 0,
+            priority=request.priority,
+            deadline=now + request.deadline_ms if 0 < request.deadline_ms < FAR_MS else None,
+            exclude=[self._members[i].id for i in request.exclude_worker_ids if i in self._members],
+            policy=policy,
+            explain=request.explain or len(self._members) <= EXPLAINED,
+        )
+
+    def use(self, policy: str, policies: Policies) -> None:
+        """Make sure that the selector knows a policy. Raises KvmeshError(INVALID_ARGUMENT)."""
+        if policy in self._external:
+            return
+        policies.check(policy)
+        if policies.is_external(policy):
+            self.selector.add_policy(policy, judge(policies.external(policy), self.worker_name))
+        self._external.add(policy)
+
+    def can_place(self, exclude: Collection[str]) -> bool:
+        """Whether a worker, or a pair, is left."""
+        left = [m.info for m in self._members.values() if m.info.id not in exclude]
+        halves = {(_pool(info), info.role) for info in left}
+        return any(
+            role == Role.ROLE_AGGREGATED or (role == Role.ROLE_PREFILL and (pool, Role.ROLE_DECODE) in halves)
+            for pool, role in halves
+        )
+
+    def info(self, member_id: int) -> WorkerInfo:
+        """A worker that is there. Raises KeyError."""
+        return self._by_id[member_id].info
+
+    def worker_name(self, member_id: int) -> str:
+        return self._names.get(member_id, "")
+
+    def slots(self, worker_id: str) -> tuple[int, int, int, int]:
+        """What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks."""
+        member = self._members.get(worker_id)
+        return self.selector.slots(member.id) if member is not None else (0, 0, 0, 0)
+
+    def rates(self) -> ModelRates:
+        count, bias, absolute, actual = self.selector.errors()
+        return ModelRates(
+            model=self.name,
+            classes=[
+                ClassRates(
+                    hardware_class=name,
+                    workers=workers,
+                    laws=[
+                        Law(name=law, coefficients=dict(coefficients), observations=seen, error=error)
+                        for law, coefficients, seen, error in laws
+                    ],
+                )
+                for name, workers, laws in self.selector.rates()
+            ],
+            workers=[
+                WorkerPace(
+                    worker_id=worker_id,
+                    hardware_class=member.hardware_class,
+                    slowness=self.selector.slowness(member.id) or 0.0,
+                )
+                for worker_id, member in sorted(self._members.items())
+            ],
+            predictions=count,
+            bias_ms=bias / max(count, 1),
+            error_ms=absolute / max(count, 1),
+            actual_ms=actual / max(count, 1),
+        )
+
+    def _add(self, info: WorkerInfo) -> None:
+        pool = self._pools.setdefault(_pool(info), len(self._pools))
+        hardware_class = "/".join((info.engine, info.device or "unknown", info.model.name))
+        probe = prior(info)
+        member = Member(
+            self.selector.add_worker(
+                stable_hash(info.id),
+                _ROLES[info.role],
+                hardware_class=hardware_class,
+                blocks=max(info.kv.total_blocks * max(info.kv.page_size, 1) // self._block_tokens, 1),
+                pass_tokens=info.pass_tokens or PASS_TOKENS,
+                pool=pool,
+                prefill=probe.prefill,
+                decode=probe.decode,
+                transfer=probe.transfer,
+            ),
+            info,
+            hardware_class,
+            self.selector,
+            self._now,
+        )
+        self._members[info.id] = self._by_id[member.id] = member
+        self._names[member.id] = info.id
+        self._feed.observe(info.id, member)
+
+    def _remove(self, member: Member) -> None:
+        self._feed.unobserve(member.info.id, member)
+        self.selector.remove_worker(member.id)
+        del self._members[member.info.id]
+        del self._by_id[member.id]
+
+
+def stable_hash(name: str) -> int:
+    """The same in every process: replicas send a session to the same worker."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _pool(info: WorkerInfo) -> tuple[str, int]:
+    return info.engine, info.kv.page_size
+
+
+def _identity(info: WorkerInfo) -> tuple[object, ...]:
+    return info.incarnation, info.address, info.role, _pool(info), info.kv.total_blocks

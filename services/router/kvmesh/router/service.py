@@ -1,0 +1,163 @@
+"""RouterService: what others may ask a router."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import grpc
+
+from kvmesh.common import metrics
+from kvmesh.common.bus import Bus
+from kvmesh.common.config import RouterConfig
+from kvmesh.common.discovery import Discovery
+from kvmesh.common.errors import KvmeshError
+from kvmesh.router.index import IndexFeed
+from kvmesh.router.routing import Routing
+from kvmesh.v1 import router_pb2, router_pb2_grpc
+from kvmesh.v1.common_pb2 import Role, WorkerInfo, WorkerState
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+
+class RouterService(router_pb2_grpc.RouterServiceServicer):
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        discovery: Discovery,
+        bus: Bus,
+        feed: IndexFeed,
+        config: RouterConfig,
+        *,
+        random: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy."""
+        self._discovery = discovery
+        self._bus = bus
+        self._feed = feed
+        self.routing = Routing(discovery, feed, config, random=random, clock=clock)
+        self._generation = -1
+        self._workers = metrics.router().workers
+        discovery.subscribe(self._on_members)
+        self._on_members()
+
+    def start(self) -> None:
+        self.routing.start()
+
+    def close(self) -> None:
+        self.routing.close()
+
+    async def Route(
+        self, request: router_pb2.RouteRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.RouteResponse:
+        return await self.route(request)
+
+    async def Report(
+        self, request: router_pb2.ReportRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.ReportResponse:
+        return router_pb2.ReportResponse(unknown_lease_ids=self.routing.report(request.reports))
+
+    async def GetState(
+        self, request: router_pb2.GetStateRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.GetStateResponse:
+        return self.state()
+
+    async def Explain(
+        self, request: router_pb2.ExplainRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.ExplainResponse:
+        decisions = self.routing.decisions.of(request.request_id)
+        if not decisions:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_NOT_FOUND,
+                f"this router knows no placement of request `{request.request_id}`; it keeps the latest only",
+            )
+        return router_pb2.ExplainResponse(decisions=[decision.to_proto() for decision in decisions])
+
+    async def GetRates(
+        self, request: router_pb2.GetRatesRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.GetRatesResponse:
+        models = sorted(self.routing.models.items())
+        return router_pb2.GetRatesResponse(models=[model.rates() for _, model in models])
+
+    async def Configure(
+        self, request: router_pb2.ConfigureRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.ConfigureResponse:
+        routing = self.routing
+        routing.configure(
+            request.policy if request.HasField("policy") else None,
+            request.temperature if request.HasField("temperature") else None,
+        )
+        return router_pb2.ConfigureResponse(policy=routing.policy, temperature=routing.temperature)
+
+    async def route(self, request: router_pb2.RouteRequest) -> router_pb2.RouteResponse:
+        """Place one request and lease what it will use, once there is room; cancelled, leave nothing behind.
+
+        Raises KvmeshError.
+        """
+        placed: asyncio.Future[router_pb2.RouteResponse] = asyncio.get_running_loop().create_future()
+
+        def answer(result: router_pb2.RouteResponse | KvmeshError) -> None:
+            if placed.cancelled():
+                pass  # taken back below
+            elif isinstance(result, KvmeshError):
+                placed.set_exception(result)
+            else:
+                placed.set_result(result)
+
+        number = self.routing.submit(request, answer)
+        try:
+            return await asyncio.shield(placed)
+        except asyncio.CancelledError:
+            if not self.routing.cancel(number) and placed.exception() is None:
+                self.routing.end(placed.result().lease.id)
+            raise
+
+    def state(self) -> router_pb2.GetStateResponse:
+        stats = self._feed.index.stats()
+        routing = self.routing
+        return router_pb2.GetStateResponse(
+            policy=routing.policy,
+            temperature=routing.temperature,
+            workers=[self._routed(info) for _, info in sorted(self._discovery.workers().items())],
+            index=router_pb2.IndexStats(
+                blocks=stats["held"],
+                workers=self._feed.live_holders(),
+                bytes=stats["bytes"],
+                gaps_total=self._feed.gaps_total,
+                divergences_total=self._feed.divergences_total,
+                forgotten_total=stats["forgotten"],
+            ),
+            holders=self._feed.holders(),
+            leases=routing.leases,
+            leases_expired_total=sum(model.selector.expired for model in routing.models.values()),
+            held=routing.held,
+            bus_connected=self._bus.connected,
+        )
+
+    def _routed(self, info: WorkerInfo) -> router_pb2.RoutedWorker:
+        model = self.routing.models.get(info.model.name)
+        requests, _, queued, blocks = model.slots(info.id) if model else (0, 0, 0, 0)
+        return router_pb2.RoutedWorker(
+            info=info,
+            leases=requests,
+            queued_prefill_tokens=queued,
+            active_blocks=blocks,
+            indexed_blocks=self._feed.blocks_of(info.id),
+        )
+
+    def _on_members(self) -> None:
+        if self._generation == self._discovery.generation:
+            return
+        self._generation = self._discovery.generation
+        self._workers.clear()
+        for info in self._discovery.workers().values():
+            self._workers.labels(_name(Role, info.role), _name(WorkerState, info.state)).inc()
+
+
+def _name(enum: Any, value: int) -> str:
+    """An enum value as people write it: ROLE_PREFILL is `prefill`, WORKER_STATE_READY `ready`."""
+    return enum.Name(value).rpartition("_")[2].lower()

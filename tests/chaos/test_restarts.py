@@ -1,0 +1,86 @@
+"""Processes that die come back, and nothing but the requests in flight on them notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from fixtures.mesh import Mesh, running, wait_for, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    config = {"engine": {"kind": "mock"}, "workers": {"prefill": 1, "decode": 1}}
+    yield from running(tmp_path_factory.mktemp("restarts"), config)
+
+
+def kill_and_wait(mesh: Mesh, process: str, timeout: float = 60) -> None:
+    old = mesh.kill(process)
+
+    def back() -> bool:
+        entry = next(p for p in mesh.status()["processes"] if p["name"] == process)
+        return entry["state"] == "ready" and entry["pid"] not in (old, None)
+
+    wait_for(back, timeout, f"{process} to be back", interval=0.3)
+    mesh.wait_ready()
+
+
+@pytest.mark.parametrize("process", ["nats", "router", "kvbm", "prefill-0", "decode-0", "frontend"])
+def test_killed_role_comes_back_and_serves(mesh: Mesh, process: str) -> None:
+    answer = mesh.chat("who are you?")["choices"][0]["message"]["content"]
+    kill_and_wait(mesh, process)
+    assert mesh.chat("who are you?")["choices"][0]["message"]["content"] == answer
+    entry = next(p for p in mesh.status()["processes"] if p["name"] == process)
+    assert entry["restarts"] >= 1
+    assert "signal 9" in entry["last_exit"].lower() or "sigkill" in entry["last_exit"].lower()
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("process", ["prefill-0", "decode-0"])
+def test_killed_sglang_worker_comes_back_and_serves(split_mesh: Mesh, process: str) -> None:
+    question = "What is the capital of France?"
+    kill_and_wait(split_mesh, process, timeout=180)
+    assert "Paris" in split_mesh.chat(question)["choices"][0]["message"]["content"]
+
+
+async def test_nats_restart_fails_no_request(mesh: Mesh) -> None:
+    failures: list[str] = []
+    served = 0
+    stop = asyncio.Event()
+
+    async def client(number: int) -> None:
+        nonlocal served
+        async with httpx.AsyncClient(timeout=30) as http:
+            while not stop.is_set():
+                body = {"model": "default", "prompt": f"client {number} says {served}", "max_tokens": 8}
+                answer = await http.post(f"{mesh.url}/v1/completions", json=body)
+                if answer.status_code == 200:
+                    served += 1
+                else:
+                    failures.append(answer.text)
+
+    clients = [asyncio.create_task(client(number)) for number in range(4)]
+    await asyncio.sleep(1)
+    before = served
+    nats = await asyncio.to_thread(mesh.pid, "nats")
+    os.kill(nats, signal.SIGKILL)
+
+    def back() -> bool:
+        status = mesh.status()
+        entry = next(p for p in status["processes"] if p["name"] == "nats")
+        return entry["pid"] not in (nats, None) and status["nats"]["connected"]
+
+    await wait_until(back, 40, "NATS to be back")
+    await asyncio.sleep(6)  # longer than a membership lease lives
+    stop.set()
+    await asyncio.gather(*clients)
+    assert failures == []
+    assert served > before
+    assert {worker["state"] for worker in mesh.workers().values()} == {"ready"}

@@ -1,0 +1,97 @@
+"""Bad input: a clean answer, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from fixtures.frontend import (
+    CONTEXT_LENGTH,
+    MODEL,
+    Split,
+    error_of,
+    frontend,
+    hello,
+    make,
+)
+from fixtures.scripted_worker import ROLE_AGGREGATED
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "gpt-5"}, 404, "model_not_found", "model"),
+        ({"messages": []}, 400, "invalid_value", "messages"),
+        ({"temperature": 9}, 400, "invalid_value", "temperature"),
+        ({"max_tokens": "many"}, 400, "invalid_value", "max_tokens"),
+        ({"n": 3}, 400, "unsupported_parameter", "n"),
+        ({"stop_token_ids": [49152]}, 400, "invalid_value", "stop_token_ids"),
+        ({"min_tokens": 9, "max_tokens": 3}, 400, "invalid_value", "min_tokens"),
+        (
+            {"messages": [{"role": "user", "content": "word " * 600}]},
+            400,
+            "context_length_exceeded",
+            "messages",
+        ),
+        ({"chat_template_kwargs": {"tools": 1}}, 400, "unsupported_parameter", "chat_template_kwargs.tools"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_bad_fields(
+    split: Split, fields: dict[str, Any], status: int, code: str, param: str, stream: bool
+) -> None:
+    response = await split.front.http.post("/v1/chat/completions", json=hello(**fields, stream=stream))
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert response.headers["x-request-id"]
+    await split.idle()
+    assert not split.decode.received
+    assert not split.front.router.requests
+
+
+async def test_context_length_error_has_both_counts(split: Split, tokenizer: Tokenizer) -> None:
+    prompt = [7] * 600
+    response = await split.front.http.post("/v1/completions", json={"model": MODEL, "prompt": prompt})
+    error = error_of(response)
+    assert error["code"] == "context_length_exceeded"
+    assert str(CONTEXT_LENGTH) in error["message"]
+    assert "600" in error["message"]
+
+
+async def test_token_ids_outside_the_vocabulary(split: Split) -> None:
+    response = await split.front.http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 49152]})
+    assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
+    assert not split.decode.received
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"not json", b"[1]", b"\xff\xfe", b'{"a":' * 3000])
+async def test_malformed_json(split: Split, raw: bytes) -> None:
+    response = await split.front.http.post("/v1/chat/completions", content=raw)
+    assert (response.status_code, error_of(response)["type"]) == (400, "invalid_request_error")
+
+
+async def test_wrong_method_and_path(split: Split) -> None:
+    response = await split.front.http.get("/v1/chat/completions")
+    assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+    response = await split.front.http.post("/v1/nothing", json={})
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+
+
+async def test_oversized_bodies(answer_ids: list[int]) -> None:
+    async with frontend(max_body_bytes=1000) as front:
+        worker = make(ROLE_AGGREGATED, answer_ids)
+        await front.join(worker)
+
+        async def chunked() -> AsyncIterator[bytes]:
+            for _ in range(50):
+                yield b" " * 1000
+
+        for content in (b" " * 50_000, chunked()):
+            response = await front.http.post("/v1/chat/completions", content=content)
+            assert (response.status_code, error_of(response)["code"]) == (413, "payload_too_large")
+        assert (await front.chat()).status_code == 200
+        await worker.kill()

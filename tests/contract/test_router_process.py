@@ -1,0 +1,330 @@
+"""The router as a process: real NATS, real registrations, real events, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+import yaml
+
+from fixtures.holders import PAGE_SIZE, Holder, worker_info
+from fixtures.nats import NatsServer
+from fixtures.waiting import eventually
+from kvmesh.common.bus import Bus
+from kvmesh.common.config import Config, load_config
+from kvmesh.common.discovery import Discovery, make_discovery
+from kvmesh.common.errors import KvmeshError
+from kvmesh.common.grpc.client import Channels
+from kvmesh.v1.common_pb2 import Role, Tier, WorkerInfo
+from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import (
+    ConfigureRequest,
+    ExplainRequest,
+    GetRatesRequest,
+    GetStateRequest,
+    GetStateResponse,
+    LeaseReport,
+    ReportRequest,
+    RouteRequest,
+    RouteResponse,
+)
+from kvmesh.v1.router_pb2_grpc import RouterServiceStub
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Mesh:
+    """A router process and whatever workers a test registers."""
+
+    def __init__(self, directory: Path, nats: NatsServer) -> None:
+        self.directory = directory
+        self.file = directory / "mesh.yaml"
+        self.file.write_text(
+            yaml.safe_dump(
+                {
+                    "nats": {"url": nats.url},
+                    "discovery": {"heartbeat_s": 0.1, "ttl_s": 1.0},
+                    "router": {"port": free_port(), "metrics_port": free_port(), "lease_ttl_s": 1.0},
+                    "kvbm": {"port": free_port()},
+                    "home": str(directory),
+                }
+            )
+        )
+        self.config: Config = load_config(self.file)
+        self.channels = Channels()
+        self.router = RouterServiceStub(self.channels.get(self.config.router.effective_address()))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.registered: dict[str, tuple[Bus, Discovery]] = {}
+        self.holders: list[Holder] = []
+        self.bus = Bus(nats.url, "test")
+
+    def start_router(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("KVMESH_")}
+        with (self.directory / "router.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "kvmesh.router", "--config", str(self.file)],
+                stderr=log,
+                env=environment,
+            )
+
+    def stop_router(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=20)
+        self.process = None
+        return code
+
+    async def register(self, info: WorkerInfo, *, events: bool = False) -> Holder | None:
+        """A worker appears; with `events` one that has a cache."""
+        holder = None
+        if events:
+            holder = Holder(info.id, self.bus, node=info.node)
+            info.address = await holder.serve()
+            self.holders.append(holder)
+        bus = Bus(self.config.nats.effective_url(), info.id)
+        discovery = make_discovery(self.config, bus)
+        await bus.start()
+        await discovery.register(lambda: info)
+        self.registered[info.id] = bus, discovery
+        return holder
+
+    async def vanish(self, worker_id: str) -> None:
+        """The worker's process dies."""
+        bus, _ = self.registered.pop(worker_id)
+        await bus.close()
+
+    async def state(self) -> GetStateResponse:
+        """The router's state, once it answers."""
+        return await self.router.GetState(GetStateRequest(), timeout=60, wait_for_ready=True)
+
+    async def until(
+        self, condition: Callable[[GetStateResponse], object], timeout: float = 30.0
+    ) -> GetStateResponse:
+        """The router's state as soon as `condition` holds of it."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while not condition(state := await self.state()):
+            assert asyncio.get_running_loop().time() < deadline, f"still {state}"
+            await asyncio.sleep(0.02)
+        return state
+
+    async def route_and_end(self, request: RouteRequest) -> RouteResponse:
+        response = await self.router.Route(request)
+        await self.router.Report(ReportRequest(reports=[LeaseReport(lease_id=response.lease.id, ended=True)]))
+        return response
+
+    async def close(self) -> None:
+        if self.process is not None:
+            self.stop_router()
+        for bus, discovery in self.registered.values():
+            await discovery.close()
+            await bus.close()
+        for holder in self.holders:
+            await holder.stop()
+        await self.bus.close()
+        await self.channels.close()
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Mesh]:
+    mesh = Mesh(tmp_path, nats)
+    await mesh.bus.start()
+    mesh.start_router()
+    yield mesh
+    await mesh.close()
+
+
+def ids(state: GetStateResponse) -> set[str]:
+    return {worker.info.id for worker in state.workers}
+
+
+async def refused(mesh: Mesh, request: RouteRequest) -> KvmeshError:
+    with pytest.raises(grpc.RpcError) as caught:
+        await mesh.router.Route(request)
+    return KvmeshError.from_rpc(caught.value, "router")
+
+
+async def test_a_split_request_from_route_to_end(mesh: Mesh) -> None:
+    await mesh.state()
+    error = await refused(mesh, RouteRequest(model="tiny"))
+    assert error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY
+    assert error.retry_after_ms > 0
+
+    holder = await mesh.register(worker_info("prefill-0", Role.ROLE_PREFILL), events=True)
+    assert holder is not None
+    await mesh.register(worker_info("decode-0", Role.ROLE_DECODE))
+    await mesh.until(lambda s: ids(s) == {"prefill-0", "decode-0"})
+    assert (await refused(mesh, RouteRequest(model="other"))).code == ErrorCode.ERROR_CODE_MODEL_NOT_FOUND
+
+    holder.store([1, 2, 3])
+    await mesh.until(lambda s: any(w.indexed_blocks == 3 for w in s.workers))
+    request = RouteRequest(
+        request_id="r", model="default", block_hashes=[1, 2, 9], prompt_tokens=3 * PAGE_SIZE + 5, explain=True
+    )
+    response = await mesh.router.Route(request)
+    assert response.placement.prefill.id == "prefill-0"
+    assert response.placement.decode.id == "decode-0"
+    assert (response.placement.bootstrap.host, response.placement.bootstrap.port) == ("10.0.0.1", 7000)
+    assert 0 < response.placement.bootstrap.room < 2**63
+    assert response.expected.cached.device == 2 * PAGE_SIZE
+    (candidate,) = response.candidates
+    assert candidate.cost == pytest.approx(sum(candidate.terms.values()))
+    assert response.policy == "kv"
+    # What the first computes is counted as cached for the second, which waits for its turn.
+    again = await mesh.router.Route(request)
+    assert again.placement.bootstrap.room != response.placement.bootstrap.room
+    assert again.expected.cached.device == 3 * PAGE_SIZE
+
+    state = await mesh.state()
+    workers = {worker.info.id: worker for worker in state.workers}
+    assert state.leases == 2
+    assert workers["prefill-0"].queued_prefill_tokens == (PAGE_SIZE + 5) + 5
+    assert workers["decode-0"].active_blocks == 8
+    reports = [
+        LeaseReport(lease_id=response.lease.id, prefill_done=True, output_tokens=1),
+        LeaseReport(lease_id=12345, ended=True),
+    ]
+    answer = await mesh.router.Report(ReportRequest(reports=reports))
+    assert list(answer.unknown_lease_ids) == [12345]
+    await mesh.router.Report(ReportRequest(reports=[LeaseReport(lease_id=response.lease.id, ended=True)]))
+    # The other is never heard of again.
+    state = await mesh.until(lambda s: s.leases == 0)
+    assert state.leases_expired_total == 1
+    assert all(not (w.leases or w.queued_prefill_tokens or w.active_blocks) for w in state.workers)
+
+
+async def test_a_router_explains_itself_and_is_changed(mesh: Mesh) -> None:
+    await mesh.register(worker_info("a"))
+    await mesh.register(worker_info("b"))
+    await mesh.until(lambda s: ids(s) == {"a", "b"})
+    response = await mesh.route_and_end(RouteRequest(request_id="why", prompt_tokens=100))
+    (decision,) = (await mesh.router.Explain(ExplainRequest(request_id="why"))).decisions
+    assert decision.winner.decode_id == response.placement.decode.id
+    assert {candidate.decode_id for candidate in decision.candidates} == {"a", "b"}
+    with pytest.raises(grpc.RpcError) as caught:
+        await mesh.router.Explain(ExplainRequest(request_id="never heard of"))
+    assert KvmeshError.from_rpc(caught.value, "router").code == ErrorCode.ERROR_CODE_NOT_FOUND
+    (rates,) = (await mesh.router.GetRates(GetRatesRequest())).models
+    assert {law.name for of in rates.classes for law in of.laws} == {
+        "prefill",
+        "decode",
+        "transfer",
+        "onboard",
+    }
+    await mesh.router.Configure(ConfigureRequest(policy="random", temperature=0.5))
+    assert (await mesh.route_and_end(RouteRequest(prompt_tokens=100))).policy == "random"
+    state = await mesh.state()
+    assert (state.policy, state.temperature) == ("random", 0.5)
+
+
+async def test_a_route_that_its_caller_gives_up_is_taken_back(mesh: Mesh) -> None:
+    await mesh.register(worker_info("a"))
+    await mesh.until(lambda s: ids(s) == {"a"})
+    first = await mesh.router.Route(RouteRequest(prompt_tokens=8000))
+    # The worker is busy: it stays so, for as long as its lease is renewed and its prompt not reported.
+    waiting = mesh.router.Route(RouteRequest(prompt_tokens=8000))
+    await mesh.until(lambda s: s.held == 1)
+    waiting.cancel()
+    await mesh.until(lambda s: s.held == 0)
+    await mesh.router.Report(ReportRequest(reports=[LeaseReport(lease_id=first.lease.id, ended=True)]))
+    await mesh.until(lambda s: s.leases == 0)
+
+
+async def test_workers_leave(mesh: Mesh) -> None:
+    await mesh.register(worker_info("a"), events=True)
+    await mesh.register(worker_info("b"), events=True)
+    await mesh.until(lambda s: ids(s) == {"a", "b"})
+    await mesh.registered["a"][1].deregister()
+    await mesh.until(lambda s: ids(s) == {"b"}, timeout=0.9)
+    await mesh.vanish("b")
+    await mesh.until(lambda s: not s.workers, timeout=5)
+    assert (await refused(mesh, RouteRequest())).code == ErrorCode.ERROR_CODE_NO_WORKER_READY
+
+
+async def test_routing_goes_on_without_nats(mesh: Mesh, nats: NatsServer) -> None:
+    holder = await mesh.register(worker_info("a"), events=True)
+    assert holder is not None
+    await mesh.until(lambda s: ids(s) == {"a"})
+    holder.store([1, 2])
+    await mesh.until(lambda s: s.index.blocks == 2)
+    nats.stop(empty=True)
+    await mesh.until(lambda s: not s.bus_connected)
+    holder.store([3])
+    for _ in range(5):
+        response = await mesh.route_and_end(RouteRequest(block_hashes=[1, 2, 3], prompt_tokens=49))
+        assert response.expected.cached.device == 32
+    nats.start()
+    await mesh.until(lambda s: s.bus_connected and s.index.blocks == 3 and ids(s) == {"a"})
+    response = await mesh.router.Route(RouteRequest(block_hashes=[1, 2, 3], prompt_tokens=49))
+    assert response.expected.cached.device == 48
+
+
+async def test_a_restarted_router_knows_again(mesh: Mesh) -> None:
+    holder = await mesh.register(worker_info("a"), events=True)
+    assert holder is not None
+    await mesh.until(lambda s: ids(s) == {"a"})
+    holder.store(range(1, 1001))
+    await mesh.until(lambda s: s.index.blocks == 1000)
+    mesh.stop_router(signal.SIGKILL)
+    mesh.start_router()
+    await mesh.until(lambda s: s.index.blocks == 1000 and s.index.workers == 1, timeout=15)
+
+
+async def test_the_node_store_counts_for_its_engines(mesh: Mesh) -> None:
+    store = Holder(mesh.config.kvbm.id, mesh.bus, tier=Tier.TIER_HOST, node=mesh.config.node)
+    await store.serve(mesh.config.kvbm.port)
+    mesh.holders.append(store)
+    await mesh.register(worker_info("near", node=mesh.config.node), events=True)
+    await mesh.register(worker_info("far", node="elsewhere"), events=True)
+    await mesh.until(lambda s: ids(s) == {"near", "far"})
+    await eventually(lambda: mesh.bus.connected)
+    store.store([1, 2, 3])
+    await mesh.until(lambda s: s.index.blocks == 3)
+    request = RouteRequest(block_hashes=[1, 2, 3], prompt_tokens=49, explain=True)
+    response = await mesh.router.Route(request)
+    cached = {candidate.decode_id: candidate.cached.host for candidate in response.candidates}
+    assert cached == {"near": 48, "far": 0}
+    assert response.placement.decode.id == "near"
+    await store.stop()
+    await mesh.until(lambda s: s.index.blocks == 0)
+
+
+async def test_an_orderly_stop_and_the_http_side(mesh: Mesh) -> None:
+    await mesh.state()
+    base = f"http://127.0.0.1:{mesh.config.router.metrics_port}"
+    async with httpx.AsyncClient(base_url=base) as client:
+        assert (await client.get("/ready")).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    for name in ("leases", "index_blocks", "index_bytes", "bus_connected", "rpc_requests_total"):
+        assert f"\nkvmesh_router_{name}" in metrics
+    assert mesh.stop_router(signal.SIGTERM) == 0
+
+
+def test_a_bad_policy_is_said_at_the_start() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "kvmesh.router"],
+        env={
+            **os.environ,
+            "KVMESH_ROUTER__POLICY": "kvv",
+            "KVMESH_ROUTER__PORT": "0",
+            "KVMESH_ROUTER__METRICS_PORT": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "kvmesh router: unknown policy `kvv`; did you mean `kv`?"

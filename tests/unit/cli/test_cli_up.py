@@ -1,0 +1,192 @@
+"""What `kvmesh up` checks and plans before it starts anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvmesh.cli import devices, ports
+from kvmesh.cli.home import Home
+from kvmesh.cli.pids import MARKER
+from kvmesh.cli.plan import base_environment, plan
+from kvmesh.cli.settings import check_workers, endpoint_url, load
+from kvmesh.common.config import load_config
+from kvmesh.common.errors import KvmeshError
+
+FREE = {
+    "frontend": {"port": 0, "http_port": 0, "metrics_port": 0},
+    "router": {"port": 0, "metrics_port": 0},
+    "kvbm": {"port": 0, "metrics_port": 0},
+    "nats": {"port": 0},
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path)
+    home.create()
+    return home
+
+
+def test_taken_ports_are_all_named_with_owner_and_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("0.0.0.0", 0)) as two:
+        taken = one.getsockname()[1], two.getsockname()[1]
+        config = load_config(
+            None,
+            FREE | {"frontend": FREE["frontend"] | {"http_port": taken[0]}, "nats": {"port": taken[1]}},
+        )
+        with pytest.raises(KvmeshError) as caught:
+            ports.check(config)
+    first, second = caught.value.message.splitlines()
+    assert first.startswith(f"port {taken[0]} is taken by ")
+    assert f"(pid {os.getpid()})" in first
+    assert "set `frontend.http_port` (or KVMESH_FRONTEND__HTTP_PORT) to another one" in first
+    assert f"port {taken[1]} is taken" in second
+    assert "`nats.port`" in second
+
+
+def test_a_port_given_twice_is_refused() -> None:
+    config = load_config(None, FREE | {"router": {"port": 7777}, "kvbm": {"port": 7777}})
+    with pytest.raises(KvmeshError, match=r"port 7777 is both `router.port` and `kvbm.port`"):
+        ports.check(config)
+
+
+def test_ports_of_what_is_not_started_do_not_matter() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = load_config(
+            None,
+            FREE
+            | {
+                "nats": {"port": port, "url": "nats://other:4222"},
+                "kvbm": {"port": port, "enabled": False},
+            },
+        )
+        ports.check(config)
+
+
+def test_zero_becomes_a_free_port_that_outgoing_connections_do_not_use() -> None:
+    config = ports.assign(load_config(None, FREE))
+    chosen = [port.port for port in ports.configured(config)]
+    assert len(set(chosen)) == len(chosen) == 8
+    assert all(10_000 <= port < 32_768 for port in chosen)
+    ports.check(config)
+
+
+def test_the_plan_names_every_process_and_keeps_worker_ports_apart(home: Home) -> None:
+    config = load_config(
+        None, {"engine": {"kind": "mock"}, "workers": {"prefill": 2, "decode": 1, "aggregated": 1}}
+    )
+    specs = plan(config, home, {})
+    assert [spec.name for spec in specs] == [
+        "nats", "router", "kvbm", "prefill-0", "prefill-1", "decode-0", "aggregated-0", "frontend"
+    ]  # fmt: skip
+    workers = [spec for spec in specs if "KVMESH_WORKER__ID" in spec.environment]
+    assert [spec.environment["KVMESH_WORKER__ID"] for spec in workers] == [spec.name for spec in specs[3:7]]
+    assert len({spec.environment["KVMESH_WORKER__PORT"] for spec in workers}) == 4
+    assert specs[6].command[1:3] == ["-m", "kvmesh.decode"]
+    assert specs[6].command[-2:] == ["--role", "aggregated"]
+    assert {spec.name: spec.stage for spec in specs}["frontend"] == 0
+    assert specs[0].stage == max(spec.stage for spec in specs)
+
+
+def test_a_bus_of_others_is_not_started_and_workers_carry_the_nodes_name(home: Home) -> None:
+    config = load_config(
+        None, {"nats": {"url": "nats://bus:4222"}, "node": "rack7", "kvbm": {"enabled": False}}
+    )
+    specs = plan(config, home, {})
+    assert [spec.name for spec in specs] == ["router", "prefill-0", "decode-0", "frontend"]
+    assert specs[1].environment["KVMESH_WORKER__ID"] == "rack7-prefill-0"
+
+
+def test_configuration_is_not_inherited_twice(home: Home) -> None:
+    inherited = {
+        "PATH": "/bin",
+        "KVMESH_ENGINE__KIND": "mock",
+        "kvmesh_router__port": "1",
+        "KVMESH_HOME": "/elsewhere",
+        "KVMESH_WORKER__ID": "x",
+        "KVMESH_TRACES": "/traces",
+    }
+    environment = base_environment(inherited, home)
+    assert environment == {
+        "PATH": f"{Path(sys.executable).parent}:/bin",
+        "KVMESH_TRACES": "/traces",
+        MARKER: str(home.root),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_engines_share_the_cores_of_a_cpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmesh.cli.plan.has_gpu", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+
+    def threads(inherited: dict[str, str], **workers: int) -> list[str | None]:
+        specs = plan(load_config(None, {"workers": workers}), home, inherited)
+        return [
+            spec.environment.get("OMP_NUM_THREADS") for spec in specs if spec.role in ("prefill", "decode")
+        ]
+
+    assert threads({"PATH": ""}, prefill=1, decode=1) == ["4", "4"]
+    assert threads({"PATH": ""}, prefill=2, decode=8) == ["1"] * 10
+    assert threads({"OMP_NUM_THREADS": "3"}, prefill=1, decode=1) == ["3", "3"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        ({"prefill": 0, "decode": 0}, "no workers"),
+        ({"prefill": 1, "decode": 0}, r"set `workers.decode` to 1 or more"),
+        ({"prefill": 0, "decode": 2}, r"set `workers.prefill` to 1 or more"),
+    ],
+)
+def test_workers_that_could_not_serve_are_refused(workers: dict[str, int], said: str) -> None:
+    with pytest.raises(KvmeshError, match=said):
+        check_workers(load_config(None, {"workers": workers}))
+
+
+def test_the_short_port_variable_yields_to_the_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVMESH_FRONTEND__HTTP_PORT", raising=False)
+    monkeypatch.setenv("KVMESH_PORT", "9001")
+    assert endpoint_url(load(None)) == "http://localhost:9001"
+    monkeypatch.setenv("KVMESH_FRONTEND__HTTP_PORT", "9002")
+    assert endpoint_url(load(None)) == "http://localhost:9002"
+
+
+def test_the_written_configuration_reads_back(home: Home) -> None:
+    config = ports.assign(load_config(None, FREE | {"engine": {"kind": "mock"}, "home": str(home.root)}))
+    home.write_config(config)
+    assert home.read_config().model_dump() == config.model_dump()
+
+
+def test_engines_that_share_a_gpu_start_in_turn_with_a_part_of_what_is_left() -> None:
+    engine = load_config(None).engine
+    parts = devices.divide(engine, ["prefill-0", "decode-0"], ["0"])
+    assert parts == {
+        "prefill-0": devices.Devices(("0",), 0.4),
+        # 40 % of the whole is two thirds of the 60 % that the first has left.
+        "decode-0": devices.Devices(("0",), 0.667, after="prefill-0"),
+    }
+
+
+def test_engines_with_gpus_of_their_own_take_what_they_like() -> None:
+    engine = load_config(None, {"engine": {"decode_args": {"tp-size": 2}}}).engine
+    parts = devices.divide(engine, ["prefill-0", "decode-0"], ["4", "5", "6"])
+    assert parts == {"prefill-0": devices.Devices(("4",)), "decode-0": devices.Devices(("5", "6"))}
+
+
+def test_a_configured_memory_fraction_stands(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmesh.cli.plan.has_gpu", lambda: True)
+    config = load_config(None, {"engine": {"prefill_args": {"mem_fraction_static": 0.3}}})
+    specs = {spec.name: spec for spec in plan(config, home, {"CUDA_VISIBLE_DEVICES": "7"})}
+    prefill, decode = specs["prefill-0"], specs["decode-0"]
+    assert prefill.environment["CUDA_VISIBLE_DEVICES"] == decode.environment["CUDA_VISIBLE_DEVICES"] == "7"
+    assert "KVMESH_ENGINE__ARGS" not in prefill.environment
+    assert json.loads(decode.environment["KVMESH_ENGINE__ARGS"]) == {"mem_fraction_static": 0.667}
+    assert decode.after == "prefill-0"
+    assert "OMP_NUM_THREADS" not in decode.environment

@@ -1,0 +1,67 @@
+"""The timing model, and steps that keep to it on a virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmesh.common.config import MockConfig
+from kvmesh.engine.mock.timing import Pacer, TimingModel
+
+
+class Clock:
+    """Time that passes only in sleeps, each of which is late."""
+
+    def __init__(self, late_s: float) -> None:
+        self.now = 100.0
+        self.late_s = late_s
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.late_s
+
+
+def test_model() -> None:
+    config = MockConfig(
+        prefill_base_ms=10,
+        prefill_token_ms=0.5,
+        decode_base_ms=8,
+        decode_sequence_ms=2,
+        transfer_gib_s=2,
+        speedup=4,
+    )
+    model = TimingModel(config)
+    assert model.prefill_s(100) == pytest.approx(0.060 / 4)
+    assert model.decode_s(6) == pytest.approx(0.020 / 4)
+    assert model.transfer_s(1 << 30) == pytest.approx(0.5 / 4)
+
+
+async def test_late_timers_do_not_add_up() -> None:
+    clock = Clock(late_s=0.002)
+    pacer = Pacer(clock, clock.sleep)
+    pacer.rest()
+    for _ in range(100):
+        await pacer.step(0.010)
+    assert clock.now == pytest.approx(101.0 + clock.late_s)
+
+
+async def test_a_rest_is_not_made_up_for() -> None:
+    clock = Clock(late_s=0.0)
+    pacer = Pacer(clock, clock.sleep)
+    await pacer.step(0.010)
+    clock.now += 0.005
+    pacer.rest()
+    began = clock.now
+    await pacer.step(0.010)
+    assert clock.now == pytest.approx(began + 0.010)
+
+
+async def test_a_stall_is_not_hurried_after() -> None:
+    clock = Clock(late_s=0.0)
+    pacer = Pacer(clock, clock.sleep)
+    await pacer.step(0.010)
+    clock.now += 5.0
+    began = clock.now
+    await pacer.step(0.010)
+    assert clock.now == pytest.approx(began + 0.010)
