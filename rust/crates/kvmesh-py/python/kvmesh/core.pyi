@@ -214,8 +214,8 @@ class Selector:
     """Places the requests of one model. Times are milliseconds from 0 on that never fall; workers, requests and leases
     are ints. The same calls with the same seed bring about the same placements.
 
-    Belongs to one thread. A call takes microseconds and keeps the GIL. What it placed or refused, of requests held
-    before too, it returns.
+    Calls must not overlap, whatever threads they come from. A call takes microseconds and keeps the GIL. What it
+    placed or refused, of requests held before too, it returns.
     """
 
     def __new__(

@@ -49,9 +49,9 @@ impl Lookup for Linked {
 /// Places the requests of one model. Times are milliseconds from 0 on that never fall; workers, requests and leases are
 /// ints. The same calls with the same seed bring about the same placements.
 ///
-/// Belongs to one thread. A call takes microseconds and keeps the GIL. What it placed or refused, of requests
-/// held before too, it returns as a list of Placed and Refused.
-#[pyclass(name = "Selector", module = "kvmesh.core", unsendable)]
+/// Calls must not overlap, whatever threads they come from. A call takes microseconds and keeps the GIL. What it placed or
+/// refused, of requests held before too, it returns as a list of Placed and Refused.
+#[pyclass(name = "Selector", module = "kvmesh.core")]
 pub struct PySelector {
     selector: Selector,
     lookup: Linked,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Judges placements.
-pub trait Policy: Send {
+pub trait Policy: Send + Sync {
     /// Adds the cost of each candidate to `costs`, in order.
     fn costs(
         &mut self,
