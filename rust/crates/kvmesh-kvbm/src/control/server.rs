@@ -260,7 +260,7 @@ impl Session {
                 blocks: self.store.lookup(self.namespace, &chain) as u32,
             },
             Request::Reserve { parent, chain } => {
-                //X self.store.expire_pins();
+                self.store.expire_pins();
                 let reservations = reserve(&self.host, self.namespace, parent.as_ref(), &chain);
                 let slots = reservations
                     .into_iter()
