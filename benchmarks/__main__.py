@@ -14,7 +14,7 @@ from harness import COLUMNS, Cell, say
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "docs" / "benchmarks.md"
-NOT_BENCHMARKS = {"__main__", "event_roles", "harness", "raw_nixl", "sse_client"}
+NOT_BENCHMARKS = {"__main__", "event_roles", "harness", "load_client", "peers", "raw_nixl", "sse_client"}
 
 
 def section(result: dict, flags: str) -> str:

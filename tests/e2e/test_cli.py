@@ -205,7 +205,7 @@ def test_nothing_survives_the_supervisor_and_down_tidies_up(mesh: Mesh) -> None:
     mesh.up()
     before = process_ids(mesh)
     os.kill(mesh.status()["mesh"]["pid"], signal.SIGKILL)
-    wait_for(lambda: not any(process.alive() for process in before), 10, "the processes to follow")
+    wait_for(lambda: not any(process.alive() for process in before), 30, "the processes to follow")
     assert mesh.command("status", check=False).returncode == 3
     mesh.down()
     mesh.up()
@@ -237,9 +237,9 @@ def test_down_while_it_starts(mesh: Mesh) -> None:
     with subprocess.Popen(
         command, env=environment(mesh), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as up:
-        wait_for(lambda: bool(supervised(mesh.home)), 30, "the first process")
+        wait_for(lambda: bool(supervised(mesh.home)), 90, "the first process")
         mesh.down()
-        _, error = up.communicate(timeout=30)
+        _, error = up.communicate(timeout=90)
         assert up.returncode == 1
         assert "stopped before it was ready" in error
     assert supervised(mesh.home) == []

@@ -38,7 +38,7 @@ def test_evicted_prefix_is_served_from_the_host_tier(small_mesh: Mesh) -> None:
         tiers = {tier["tier"]: tier for store in mesh.status()["kvbm"] for tier in store["tiers"]}
         return tiers["host"]["blocks"] >= 25
 
-    wait_for(stored, 10, "the prefix to be offloaded")
+    wait_for(stored, 30, "the prefix to be offloaded")
     # Other prompts, more than the device pool holds, push the prefix out of it.
     push_out(mesh, 0)
     back = complete(mesh, prompt)
@@ -67,7 +67,7 @@ def test_engine_goes_on_when_its_store_is_killed_and_uses_the_next_one(small_mes
         return tiers[0] if tiers else {"blocks": 0}
 
     first = complete(mesh, prompt)
-    wait_for(lambda: host()["blocks"] >= 25, 10, "the prefix to be offloaded")
+    wait_for(lambda: host()["blocks"] >= 25, 30, "the prefix to be offloaded")
     mesh.kill("kvbm")
     push_out(mesh, 1)
     # Computed anew by the engine that has lost its store, and offered to the one that takes its place.
@@ -77,7 +77,7 @@ def test_engine_goes_on_when_its_store_is_killed_and_uses_the_next_one(small_mes
     push_out(mesh, 2)
     again = complete(mesh, prompt)
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
-    wait_for(lambda: host()["blocks"] >= 25, 10, "the prefix to be offloaded to the new store")
+    wait_for(lambda: host()["blocks"] >= 25, 30, "the prefix to be offloaded to the new store")
     push_out(mesh, 3)
     back = complete(mesh, prompt)
     assert back["kvmesh"]["cached_tokens"]["host"] >= 24 * page

@@ -1,0 +1,47 @@
+"""Peers from PyPI, each in a virtual environment of its own below `.cache/peers`, never in the product's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import ROOT, say
+
+PEERS = ROOT / ".cache" / "peers"
+
+
+def environment(name: str, packages: Sequence[str], *, bare: Sequence[str] = ()) -> Path:
+    """The Python of the environment `name`, made at first use; takes minutes then.
+
+    `bare` packages are installed without what they depend on. Raises RuntimeError when it cannot be made.
+    """
+    home = PEERS / name
+    python = home / "bin" / "python"
+    done = home / "complete"
+    if done.exists():
+        return python
+    say(f"installing {', '.join([*bare, *packages])} into {home.relative_to(ROOT)}")
+    shutil.rmtree(home, ignore_errors=True)
+    uv = _uv()
+    commands = [[uv, "venv", "--quiet", "--python", sys.executable, str(home)]]
+    install = [uv, "pip", "install", "--quiet", "--python", str(python)]
+    commands.append([*install, *packages])
+    if bare:
+        commands.append([*install, "--no-deps", *bare])
+    for command in commands:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"cannot install {name}: {result.stderr.strip()[-500:]}")
+    done.touch()
+    return python
+
+
+def _uv() -> str:
+    own = sorted((ROOT / ".cache").glob("uv-*/bin/uv"))
+    found = str(own[-1]) if own else shutil.which("uv")
+    if found is None:
+        raise RuntimeError("uv is missing: run `make install`")
+    return found
