@@ -1,12 +1,12 @@
 """The gateway under load: HTTP clients -> frontend -> router (kv) -> mock workers; Dynamo doing the same.
 
 Prompts of 576 token ids, a tenth of them shared, 1 and 16 tokens out, streamed, at 1, 32, 128 and 512
-streams; four aggregated mock workers that compute prompts in no time and tokens in steps of 2 ms. CPU is that of frontend and router
-(Dynamo's router is part of its frontend). Dynamo runs as its documentation starts it without etcd: file
-discovery, KV router, its SGLang mocker at speed-up 0; both in turn, the other one stopped. On ours every
-default is on: KV events, learned costs, admission, metrics. Goals: CPU <= 0.35 ms (1 out) and <= 0.6 ms (16
-out) a request and >= 1.3x Dynamo's requests a second at 128 streams; p99 ITL not worse; <= 40 KiB a live
-stream; 10,000 idle connections held.
+streams; four aggregated mock workers that compute prompts in no time and tokens in steps of 2 ms. CPU is
+that of frontend and router (Dynamo's router is part of its frontend). Dynamo runs as its documentation
+starts it without etcd: file discovery, KV router, its SGLang mocker at speed-up 0; both in turn, the other
+one stopped. On ours every default is on: KV events, learned costs, admission, metrics. Goals: CPU <= 0.35
+ms (1 out) and <= 0.6 ms (16 out) a request and >= 1.3x Dynamo's requests a second at 128 streams; p99 ITL
+not worse; <= 40 KiB a live stream; 10,000 idle connections held.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ log = structlog.get_logger()
 # Seconds the answers of a drained server's last calls have to leave.
 FLUSH_S = 0.25
 
-# Objects beyond those freed between two collections of the youngest generation. A request makes a few hundred; by
-# Python's own 700 most collections would look at requests that are still alive.
+# Objects beyond those freed between two collections of the youngest generation. A request makes a few
+# hundred; by Python's own 700 most collections would look at requests that are still alive.
 _YOUNG_OBJECTS = 20_000
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -204,7 +204,7 @@ class RoleServer:
 
 
 def _forget_startup() -> None:
-    """Modules and what else is there by now live as long as the process: collections need not look at them."""
+    """Modules and what else is there by now live as long as the process: no collection need look at them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])

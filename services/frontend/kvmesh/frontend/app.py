@@ -8,20 +8,26 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.edge import Edge
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.routes import chat, completions, health, models
+from kvmesh.frontend.shortcut import Shortcut
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _ENDPOINTS = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics")
 )
+_LOADED = {
+    "/v1/chat/completions": chat.create_chat_completion,
+    "/v1/completions": completions.create_completion,
+}
 _UNAVAILABLE = 503
 
 
-def build_app(gateway: Gateway) -> FastAPI:
+def build_app(gateway: Gateway) -> ASGIApp:
     """The application; it needs no lifespan, as the gateway's parts are started elsewhere."""
     app = FastAPI(
         title="kvmesh",
@@ -30,12 +36,11 @@ def build_app(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = gateway
-    app.add_middleware(Edge, endpoints=_ENDPOINTS)
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     for part in (chat, completions, models, health):
         app.include_router(part.router)
-    return app
+    return Edge(Shortcut(app, _LOADED, _answer_error), _ENDPOINTS)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

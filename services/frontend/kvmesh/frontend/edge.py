@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import orjson
@@ -43,12 +44,12 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = _CLIENT_GONE
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
+            return send(message)
 
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
         in_flight = self._metrics.in_flight.labels(endpoint)

@@ -38,6 +38,8 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Who the client is, behind a proxy, nobody asks.
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             backlog=_BACKLOG,
         )
