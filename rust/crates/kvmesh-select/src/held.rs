@@ -42,9 +42,8 @@ impl Waitlist {
         &self.held[at]
     }
 
-    /// The first of them; there must be one.
-    pub fn first_mut(&mut self) -> &mut Held {
-        &mut self.held[0]
+    pub fn get_mut(&mut self, at: usize) -> &mut Held {
+        &mut self.held[at]
     }
 
     pub fn push(&mut self, held: Held) {

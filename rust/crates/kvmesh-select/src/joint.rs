@@ -155,7 +155,7 @@ impl Selector {
 
     /// As [`Self::plan`] does, for a request that waits alone: where it costs least, if that worker is free.
     fn plan_one(&mut self, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
-        let request = std::mem::take(&mut self.waitlist.first_mut().request);
+        let request = std::mem::take(&mut self.waitlist.get_mut(0).request);
         self.candidates(&request, PolicyName::Kv, context);
         let mut first = Vec::new();
         if !self.scratch.candidates.is_empty() {
@@ -166,7 +166,7 @@ impl Selector {
                 first.push((0, winner));
             }
         }
-        self.waitlist.first_mut().request = request;
+        self.waitlist.get_mut(0).request = request;
         first
     }
 
@@ -181,13 +181,14 @@ impl Selector {
         let mut entries = vec![Entry::NOWHERE; items * columns.len()];
         let mut table: Vec<Option<Candidate>> = vec![None; items * columns.len()];
         for item in 0..items {
-            let request = self.waitlist.get(item).request.clone();
+            let request = std::mem::take(&mut self.waitlist.get_mut(item).request);
             self.candidates(&request, PolicyName::Kv, context);
             for candidate in &self.scratch.candidates {
                 let at = item * columns.len() + numbers[&candidate.prefill];
                 entries[at] = Entry::of(candidate, request.prompt_tokens, self.config.block_tokens);
                 table[at] = Some(*candidate);
             }
+            self.waitlist.get_mut(item).request = request;
         }
         let seats: Vec<Seat<'_>> = columns
             .iter()

@@ -10,7 +10,7 @@
 //! Prompts that follow each other may share a pass of the engine. That saves the pass' fixed time for the one that joins
 //! and for all behind it, and lets those wait longer that are in the pass already: it joins when it saves more.
 
-/// How often every request is taken out and inserted again.
+/// How often every request is taken out and inserted again at most.
 const ROUNDS: usize = 3;
 
 /// Something to compute.
@@ -107,9 +107,14 @@ impl<'a, T: Table> Plan<'a, T> {
             plan.insert(item);
         }
         for _ in 0..ROUNDS {
+            let mut moved = false;
             for &(_, item) in &order {
-                plan.take_out(item);
-                plan.insert(item);
+                let was = plan.take_out(item);
+                moved |= plan.insert(item) != was;
+            }
+            // The next round would find everything where this one has left it.
+            if !moved {
+                break;
             }
         }
         let first_pass = |(column, sequence): (usize, &Vec<usize>)| {
@@ -118,7 +123,8 @@ impl<'a, T: Table> Plan<'a, T> {
         plan.sequences.iter().enumerate().map(first_pass).collect()
     }
 
-    fn take_out(&mut self, item: usize) {
+    /// Takes a request out of its sequence; returns the worker and the place there.
+    fn take_out(&mut self, item: usize) -> Option<(usize, usize)> {
         for column in 0..self.sequences.len() {
             if let Some(at) = self.sequences[column]
                 .iter()
@@ -126,12 +132,14 @@ impl<'a, T: Table> Plan<'a, T> {
             {
                 self.sequences[column].remove(at);
                 self.costs[column] = self.cost(column, &self.sequences[column]);
-                return;
+                return Some((column, at));
             }
         }
+        None
     }
 
-    fn insert(&mut self, item: usize) {
+    /// Puts a request where it costs least, if it may go anywhere; returns the worker and the place there.
+    fn insert(&mut self, item: usize) -> Option<(usize, usize)> {
         let mut best = (f64::INFINITY, 0, 0);
         let mut trial = std::mem::take(&mut self.trial);
         let columns = self.sequences.len();
@@ -161,10 +169,11 @@ impl<'a, T: Table> Plan<'a, T> {
         }
         self.trial = trial;
         let (added, column, at) = best;
-        if added.is_finite() {
+        added.is_finite().then(|| {
             self.sequences[column].insert(at, item);
             self.costs[column] += added;
-        }
+            (column, at)
+        })
     }
 
     fn cost(&self, column: usize, sequence: &[usize]) -> f64 {
