@@ -39,6 +39,11 @@ class FrontendServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_frontend__pb2.ChatRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_frontend__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_stream(
+                '/kvmesh.v1.FrontendService/Complete',
+                request_serializer=kvmesh_dot_v1_dot_frontend__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_frontend__pb2.CompleteResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/kvmesh.v1.FrontendService/Generate',
                 request_serializer=kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateRequest.SerializeToString,
@@ -56,6 +61,13 @@ class FrontendServiceServicer:
 
     def Chat(self, request, context):
         """One chat turn, streamed as text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Complete(self, request, context):
+        """Prompts continued, streamed as text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,6 +93,11 @@ def add_FrontendServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=kvmesh_dot_v1_dot_frontend__pb2.ChatRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_frontend__pb2.ChatResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_stream_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=kvmesh_dot_v1_dot_frontend__pb2.CompleteRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_frontend__pb2.CompleteResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -120,6 +137,33 @@ class FrontendService:
             '/kvmesh.v1.FrontendService/Chat',
             kvmesh_dot_v1_dot_frontend__pb2.ChatRequest.SerializeToString,
             kvmesh_dot_v1_dot_frontend__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmesh.v1.FrontendService/Complete',
+            kvmesh_dot_v1_dot_frontend__pb2.CompleteRequest.SerializeToString,
+            kvmesh_dot_v1_dot_frontend__pb2.CompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,6 +22,23 @@ class Role(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     AGGREGATED = "aggregated"
+
+
+class ConstraintKind(StrEnum):
+    """How a constraint is written; the values are engine.proto's."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    EBNF = "ebnf"
+    STRUCTURAL_TAG = "structural_tag"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A language that every output belongs to, unless it ends by length first."""
+
+    kind: ConstraintKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,13 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int | None = None
+    # Added to the logits of these tokens.
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    # The likeliest tokens to report in each place, 0 to 20; None: no log probabilities at all.
+    top_logprobs: int | None = None
+    # The prompt's log probabilities, too; needs `top_logprobs`.
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +126,23 @@ class Finish:
     error: KvmeshError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token's log probability under the model, before temperature, and (id, log probability) of the
+    likeliest in its place, likeliest first."""
+
+    logprob: float
+    top: Sequence[tuple[int, float]] = ()
+
+
 @dataclass(slots=True)
 class StepOutput:
     """What one engine step gave one request.
 
     `token_ids` holds the new tokens only (a matched stop token included). The first output of a
     request carries `cached`; the last, and only the last, `finish`. `timing` may come with either.
+    `logprobs` has one for each of `token_ids` where `top_logprobs` asks for them. `prompt_logprobs`,
+    of the prompt's tokens but the first, comes with the first output of prefill and aggregated engines.
     """
 
     handle: int
@@ -115,6 +150,8 @@ class StepOutput:
     finish: Finish | None = None
     cached: CachedTokens | None = None
     timing: Timing | None = None
+    logprobs: Sequence[Logprob] = ()
+    prompt_logprobs: Sequence[Logprob] = ()
 
 
 # Called once an engine step with the outputs of all requests submitted with it. Must not block or raise.
@@ -199,7 +236,9 @@ class Engine(ABC):
 
         Returns the handle that names the request in `abort` and in its outputs. Raises
         KvmeshError before anything is queued when the request cannot run: INVALID_ARGUMENT (a
-        token id outside the vocabulary, an empty prompt), CONTEXT_LENGTH_EXCEEDED, WRONG_ROLE.
+        token id outside the vocabulary, an empty prompt), CONTEXT_LENGTH_EXCEEDED, WRONG_ROLE, UNSUPPORTED
+        (a constraint the engine has no means for). A constraint that cannot be compiled ends the request
+        with INVALID_ARGUMENT and param `constraint` before any of it is computed.
         """
 
     @abstractmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.link import Link
@@ -17,6 +19,7 @@ from kvmesh.v1.engine_pb2 import (
     EngineTiming,
     Finish,
     RequestStep,
+    TokenLogprob,
 )
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -24,13 +27,23 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 _PREFILL_GRACE_S = 0.5
 
 
+class Output(NamedTuple):
+    """New tokens and, where asked for, what each was worth."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+
+
 class Attempt:
     """Gathers what both halves send. One task waits on it; steps come in by the links' callbacks."""
 
     def __init__(self, routed: Routed) -> None:
         self.routed = routed
-        # Not yet taken by `take`.
+        # Not yet taken by `take`; with a log probability each where asked for.
         self.tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        # Of the prompt's tokens but the first, where asked for; complete once there are tokens to take.
+        self.prompt_logprobs: Sequence[TokenLogprob] = ()
         # As soon as the last tokens are there, before `done`.
         self.finish: Finish | None = None
         # Nothing more will come: finished, or failed with `error` because of `failed_worker`.
@@ -44,6 +57,7 @@ class Attempt:
         self._prefill: _PrefillHalf | None = None
         self._link: Link | None = None
         self._id = 0
+        self._awaits_prompt = False
         self._grace: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -54,6 +68,8 @@ class Attempt:
             other = EngineRequest()
             other.CopyFrom(request)
             self._prefill = _PrefillHalf(self, prefill)
+            # They come from the other half, perhaps later than the first token.
+            self._awaits_prompt = request.sampling.prompt_logprobs
             self._prefill.start(other)
         self._id = generate.start(request, self)
 
@@ -68,15 +84,16 @@ class Attempt:
         return self._prefill.timing if self._prefill else self.generate_timing
 
     async def changed(self) -> None:
-        """Return once there are tokens or the attempt is done."""
-        if not self.tokens and not self.done:
+        """Return once there are tokens to take or the attempt is done."""
+        if not self._ready():
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-    def take(self) -> list[int]:
-        """The tokens since the last call."""
-        tokens, self.tokens = self.tokens, []
-        return tokens
+    def take(self) -> Output:
+        """What has come since the last call."""
+        output = Output(self.tokens, self._logprobs)
+        self.tokens, self._logprobs = [], []
+        return output
 
     def fail(self, error: KvmeshError, worker: str = "") -> None:
         """End with an error unless already over; cancels what runs."""
@@ -96,6 +113,9 @@ class Attempt:
                 if self.routed.lease:
                     self.routed.lease.first_token()
             self.tokens.extend(step.token_ids)
+            self._logprobs.extend(step.logprobs)
+        if step.prompt_logprobs:
+            self.prompt_logprobs = step.prompt_logprobs
         if step.HasField("cached"):
             self._generate_cached = step.cached
         if step.HasField("timing"):
@@ -109,8 +129,15 @@ class Attempt:
         self._id = 0
         self.fail(error, self.routed.placement.decode.id)
 
+    def prompt_scored(self, logprobs: Sequence[TokenLogprob]) -> None:
+        """The prefill half's log probabilities of the prompt."""
+        self.prompt_logprobs = logprobs
+        self._awaits_prompt = False
+        self._wake()
+
     def prefill_over(self) -> None:
         """The prefill half has had its last step."""
+        self._awaits_prompt = False
         if self.finish is not None:
             self._complete()
 
@@ -121,7 +148,7 @@ class Attempt:
         self.finish = finish
         if self._prefill is None or self._prefill.over:
             self._complete()
-        else:
+        elif not self._awaits_prompt:
             self._grace = asyncio.get_running_loop().call_later(_PREFILL_GRACE_S, self._complete)
 
     def _complete(self) -> None:
@@ -137,8 +164,11 @@ class Attempt:
 
     def _wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and (self.tokens or self.done):
+        if waiter is not None and not waiter.done() and self._ready():
             waiter.set_result(None)
+
+    def _ready(self) -> bool:
+        return self.done or (bool(self.tokens) and not self._awaits_prompt)
 
 
 class _PrefillHalf:
@@ -167,6 +197,8 @@ class _PrefillHalf:
             self.cached = step.cached
         if step.HasField("timing"):
             self.timing = step.timing
+        if step.prompt_logprobs:
+            self._attempt.prompt_scored(step.prompt_logprobs)
         if not step.HasField("finish"):
             return
         self.over = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmesh.common.errors import KvmeshError, invalid
@@ -30,6 +30,8 @@ class Call:
     session_id: str = ""
     tenant: str = ""
     priority: int = 0
+    # Names of an engine's parameters -> of the client's fields they come from, for errors.
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 def new_request_id() -> str:
@@ -49,7 +51,7 @@ def check_prompt(model: Model, token_ids: Sequence[int], param: str) -> None:
         )
 
 
-def check_ids(model: Model, token_ids: Sequence[int], param: str) -> None:
+def check_ids(model: Model, token_ids: Collection[int], param: str) -> None:
     """Raise KvmeshError unless all ids, which clients chose, are in the vocabulary."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < model.info.vocab_size:
         raise invalid(f"{param} must hold token ids from 0 to {model.info.vocab_size - 1}", param)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kvmesh.frontend.session import Session
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.frontend_pb2 import Explanation, TimingMs, Usage
 
+_TIERS = ("device", "host", "nvme", "network")
 
-def usage(session: Session) -> Usage:
-    """Tokens of prompt and answer, as far as the answer has come."""
-    return Usage(
-        prompt_tokens=len(session.call.token_ids),
-        completion_tokens=session.output_tokens,
-        cached=session.attempt.cached,
+
+def usage(sessions: Sequence[Session], choices: int = 1) -> Usage:
+    """Tokens of prompts and answers, as far as the answers have come.
+
+    `sessions`: of each prompt its `choices`, prompt after prompt. A prompt counts once, cached as far as
+    none of its choices had to compute it.
+    """
+    prompts = [sessions[i : i + choices] for i in range(0, len(sessions), choices)]
+    used = Usage(
+        prompt_tokens=sum(len(each[0].call.token_ids) for each in prompts),
+        completion_tokens=sum(session.output_tokens for session in sessions),
     )
+    for each in prompts:
+        least = min((session.attempt.cached for session in each), key=_all_tiers)
+        for tier in _TIERS:
+            setattr(used.cached, tier, getattr(used.cached, tier) + getattr(least, tier))
+    return used
 
 
 def explanation(session: Session) -> Explanation:
@@ -70,24 +82,25 @@ def explanation_json(session: Session) -> dict[str, Any]:
     }
 
 
-def usage_json(session: Session) -> dict[str, Any]:
+def usage_json(used: Usage) -> dict[str, Any]:
     """OpenAI's `usage` object."""
-    used = usage(session)
-    cached = used.cached
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": cached.device + cached.host + cached.nvme + cached.network
+        "prompt_tokens_details": {"cached_tokens": _all_tiers(used.cached), "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": used.reasoning_tokens,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
         },
     }
 
 
 def _tiers(cached: CachedTokens) -> dict[str, int]:
-    return {
-        "device": cached.device,
-        "host": cached.host,
-        "nvme": cached.nvme,
-        "network": cached.network,
-    }
+    return {tier: getattr(cached, tier) for tier in _TIERS}
+
+
+def _all_tiers(cached: CachedTokens) -> int:
+    return sum(getattr(cached, tier) for tier in _TIERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvmesh.common.config import Config, FrontendConfig
 from kvmesh.frontend.call import Call, bound_output, check_ids, check_prompt
@@ -37,6 +37,7 @@ class Gateway:
         session_id: str = "",
         tenant: str = "",
         priority: int = 0,
+        params: Mapping[str, str] | None = None,
     ) -> Call:
         """A checked request. `param` names the prompt in the client's words; `sampling` is completed.
 
@@ -47,6 +48,7 @@ class Gateway:
         if ids_from_client:
             check_ids(model, token_ids, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")
+        check_ids(model, sampling.logit_bias, "logit_bias")
         bound_output(model, len(token_ids), sampling, default_output)
         received = time.monotonic() if received is None else received
         timeout = self.config.request_timeout_s
@@ -62,4 +64,5 @@ class Gateway:
             session_id=session_id,
             tenant=tenant,
             priority=priority,
+            params=params or {},
         )

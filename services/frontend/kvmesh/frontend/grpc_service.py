@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
-from kvmesh.common.errors import KvmeshError, invalid
-from kvmesh.frontend.call import Call, new_request_id
+from kvmesh.frontend.answers import Answers
+from kvmesh.frontend.call import new_request_id
 from kvmesh.frontend.explain import explanation, usage
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.protocol import SamplingFields, StopFields, validate
-from kvmesh.frontend.session import Session
-from kvmesh.frontend.text import TextAnswer
-from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP, SamplingParams
+from kvmesh.frontend.generation import chat_answers, completion_answers, token_answers
+from kvmesh.frontend.grpc_bodies import chat_body, completion_body, proto_names, tokens_body
+from kvmesh.frontend.scores import Score
+from kvmesh.frontend.text import Delta
+from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
 from kvmesh.v1.frontend_pb2 import (
     ChatRequest,
     ChatResponse,
-    Explanation,
+    CompleteRequest,
+    CompleteResponse,
     FrontendServiceGenerateRequest,
     FrontendServiceGenerateResponse,
     ListModelsRequest,
     ListModelsResponse,
+    TokenScore,
+    ToolCallDelta,
+    TopToken,
 )
 from kvmesh.v1.frontend_pb2_grpc import FrontendServiceServicer
-
-_ROLES = ("system", "user", "assistant")
-# Names of fields where REST's differ.
-_REST_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-_PROTO_NAMES = {rest: proto for proto, rest in _REST_NAMES.items()}
 
 
 class FrontendService(FrontendServiceServicer):
@@ -42,83 +42,108 @@ class FrontendService(FrontendServiceServicer):
 
     async def Chat(self, request: ChatRequest, context: Any) -> AsyncIterator[ChatResponse]:
         received = time.monotonic()
-        if not request.messages:
-            raise invalid("messages must not be empty", "messages")
-        for i, message in enumerate(request.messages):
-            if message.role not in _ROLES:
-                raise invalid(f"messages[{i}].role must be one of {', '.join(_ROLES)}", f"messages[{i}].role")
-        validate(StopFields, {"stop": list(request.stop)})
-        sampling = check_sampling(request.sampling)
-        model = self._gateway.models.resolve(request.model)
-        messages = [{"role": m.role, "content": m.content} for m in request.messages]
-        call = self._gateway.call(
-            _request_id(context),
-            model,
-            await model.tokenizer.encode_chat(messages, {}),
-            sampling,
-            param="messages",
-            received=received,
-            timeout_s=context.time_remaining(),
-            explain=request.explain,
-        )
-        with closing(Session(self._gateway.mesh, call)) as session:
-            await session.start()
-            answer = TextAnswer(session, request.stop)
-            async for piece in answer.pieces():
-                yield ChatResponse(text=piece)
-            yield ChatResponse(
-                finish_reason=answer.finish_reason, usage=usage(session), kvmesh=_explanation(call, session)
+        with proto_names():
+            answers = await chat_answers(
+                self._gateway,
+                chat_body(request),
+                _request_id(context),
+                received=received,
+                timeout_s=context.time_remaining(),
             )
+            async with aclosing(_deltas(answers)) as deltas:
+                async for number, delta, last in deltas:
+                    response = ChatResponse(
+                        index=number,
+                        text=delta.text,
+                        finish_reason=delta.finish_reason,
+                        tool_calls=[
+                            ToolCallDelta(index=c.index, id=c.id, name=c.name, arguments=c.arguments)
+                            for c in delta.calls
+                        ],
+                        logprobs=map(_score, delta.scores),
+                    )
+                    if last:
+                        _end(response, answers)
+                    yield response
+
+    async def Complete(self, request: CompleteRequest, context: Any) -> AsyncIterator[CompleteResponse]:
+        received = time.monotonic()
+        with proto_names():
+            answers = await completion_answers(
+                self._gateway,
+                completion_body(request),
+                _request_id(context),
+                received=received,
+                timeout_s=context.time_remaining(),
+            )
+            async with aclosing(_deltas(answers)) as deltas:
+                async for number, delta, last in deltas:
+                    response = CompleteResponse(
+                        index=number,
+                        text=delta.text,
+                        finish_reason=delta.finish_reason,
+                        logprobs=map(_score, delta.scores),
+                    )
+                    if last:
+                        _end(response, answers)
+                    yield response
 
     async def Generate(
         self, request: FrontendServiceGenerateRequest, context: Any
     ) -> AsyncIterator[FrontendServiceGenerateResponse]:
-        sampling = check_sampling(request.sampling)
-        model = self._gateway.models.resolve(request.model)
-        call = self._gateway.call(
-            _request_id(context),
-            model,
-            request.token_ids,
-            sampling,
-            param="token_ids",
-            ids_from_client=True,
-            timeout_s=context.time_remaining(),
-            explain=request.explain,
-        )
-        with closing(Session(self._gateway.mesh, call)) as session:
-            await session.start()
-            while not session.finished:
-                if tokens := await session.next():
-                    yield FrontendServiceGenerateResponse(token_ids=tokens)
-            finish = session.finish
-            stopped = finish is not None and finish.reason == FINISH_REASON_STOP
-            yield FrontendServiceGenerateResponse(
-                finish_reason="stop" if stopped else "length",
-                usage=usage(session),
-                kvmesh=_explanation(call, session),
+        received = time.monotonic()
+        with proto_names():
+            body = tokens_body(
+                list(request.token_ids), request.model, request.sampling, request.options, request.explain
             )
+            answers = await token_answers(
+                self._gateway,
+                body,
+                _request_id(context),
+                received=received,
+                timeout_s=context.time_remaining(),
+                prompt_logprobs=request.sampling.prompt_logprobs,
+            )
+            with answers:
+                session = answers.sessions[0]
+                await session.start()
+                scored = session.attempt.prompt_logprobs
+                while not session.finished:
+                    output = await session.next()
+                    if output.token_ids:
+                        yield FrontendServiceGenerateResponse(
+                            token_ids=output.token_ids, logprobs=output.logprobs, prompt_logprobs=scored
+                        )
+                        scored = ()
+                finish = session.finish
+                stopped = finish is not None and finish.reason == FINISH_REASON_STOP
+                response = FrontendServiceGenerateResponse(finish_reason="stop" if stopped else "length")
+                _end(response, answers)
+                yield response
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:
         return ListModelsResponse(models=[model.info for model in self._gateway.models.usable()])
 
 
-def check_sampling(given: SamplingParams) -> SamplingParams:
-    """A copy of the client's parameters, checked by REST's rules. Raises KvmeshError with `param`."""
-    fields = {}
-    for field, value in given.ListFields():
-        name = field.name
-        fields[_REST_NAMES.get(name, name)] = list(value) if name == "stop_token_ids" else value
-    try:
-        request, _ = validate(SamplingFields, fields)
-    except KvmeshError as error:
-        rest = error.param or ""
-        param = f"sampling.{_PROTO_NAMES.get(rest, rest)}"
-        raise invalid(error.message.replace(rest, param, 1), param) from None
-    return request.sampling()
+async def _deltas(answers: Answers) -> AsyncGenerator[tuple[int, Delta, bool]]:
+    """What comes of the answers, and whether it is the last of all; ends what runs when it is closed."""
+    with answers:
+        left = len(answers.sessions)
+        async with aclosing(answers.deltas()) as deltas:
+            async for number, delta in deltas:
+                left -= bool(delta.finish_reason)
+                yield number, delta, not left
 
 
-def _explanation(call: Call, session: Session) -> Explanation | None:
-    return explanation(session) if call.explain else None
+def _end(response: Any, answers: Answers) -> None:
+    response.usage.CopyFrom(usage(answers.sessions, answers.choices))
+    if answers.call.explain:
+        response.kvmesh.CopyFrom(explanation(answers.sessions[0]))
+
+
+def _score(score: Score) -> TokenScore:
+    top = [TopToken(token=token, logprob=logprob) for token, logprob in score.top]
+    return TokenScore(token=score.token, logprob=score.logprob, top=top, start=score.start)
 
 
 def _request_id(context: grpc.aio.ServicerContext) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 import structlog
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.attempt import Attempt
+from kvmesh.frontend.attempt import Attempt, Output
 from kvmesh.frontend.call import Call
 from kvmesh.frontend.mesh import Mesh
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
@@ -95,23 +94,25 @@ class Session:
             excluded.append(attempt.failed_worker)
         self._check()
         assert failure is not None
+        # Where the client wrote it.
+        failure.param = self.call.params.get(failure.param or "", failure.param)
         failure.retry_after_ms = failure.retry_after_ms or (1_000 if failure.retryable else 0)
         raise failure
 
-    async def next(self) -> Sequence[int]:
-        """The tokens since the last call, at least one unless the answer is complete.
+    async def next(self) -> Output:
+        """What has come since the last call, at least one token unless the answer is complete.
 
         Raises KvmeshError when the answer cannot be completed.
         """
         attempt = self.attempt
         if not attempt.tokens:
             await attempt.changed()
-        tokens = attempt.take()
-        if not tokens:
+        output = attempt.take()
+        if not output.token_ids:
             if attempt.error is not None:
                 raise attempt.error
-            return ()
-        count = len(tokens)
+            return output
+        count = len(output.token_ids)
         self.output_tokens += count
         if attempt.routed.lease is not None:
             attempt.routed.lease.output_tokens = self.output_tokens
@@ -119,7 +120,7 @@ class Session:
         if self._last_at:
             self._metrics.itl.observe((now - self._last_at) / count)
         self._last_at = now
-        return tokens
+        return output
 
     def abort(self, error: KvmeshError) -> None:
         """End the request with an error, whatever it is doing."""
@@ -178,6 +179,7 @@ class Session:
             token_ids=call.token_ids,
             sampling=call.sampling,
             bootstrap=placement.bootstrap if placement.HasField("bootstrap") else None,
+            priority=call.priority,
             timeout_ms=max(1, int((call.deadline - time.monotonic()) * 1000)),
             traceparent=telemetry.current_traceparent(),
         )

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.calls import CallDelta
+from kvmesh.frontend.scores import Score, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
+_OPEN = b',"finish_reason":null}]'
+_NO_LOGPROBS = b',"logprobs":null'
 
 
 class ChunkWriter:
-    """Writes the chunks of one answer, of either endpoint."""
+    """Writes the chunks of one choice, of either endpoint."""
 
-    def __init__(self, head: dict[str, Any], *, chat: bool, include_usage: bool) -> None:
+    def __init__(self, head: dict[str, Any], *, chat: bool, include_usage: bool, index: int = 0) -> None:
         """`head`: the fields before `choices` that all chunks share (id, object, created, model)."""
         self._chat = chat
+        self._index = index
         self._start = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         # OpenAI sends a null where the usage comes later, and no such field where it never comes.
-        self._end = b',"usage":null' if include_usage else b""
-        if chat:
-            self._before = self._start + b'{"index":0,"delta":{"content":'
-            self._after = b'},"logprobs":null,"finish_reason":null}]' + self._end + b"}\n\n"
-        else:
-            self._before = self._start + b'{"index":0,"text":'
-            self._after = b',"logprobs":null,"finish_reason":null}]' + self._end + b"}\n\n"
+        self._end = (b',"usage":null' if include_usage else b"") + b"}\n\n"
+        choice = self._start + b'{"index":%d' % index
+        self._delta = choice + (b',"delta":' if chat else b',"text":')
+        self._before = self._delta + (b'{"content":' if chat else b"")
+        self._close = b"}" if chat else b""
+        self._after = self._close + _NO_LOGPROBS + _OPEN + self._end
 
     def role(self) -> bytes:
-        """The first chunk of a chat answer."""
-        delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
-        return self._start + delta + self._end + b"}\n\n"
+        """The first chunk of a chat choice."""
+        return self._delta + b'{"role":"assistant","content":""}' + _NO_LOGPROBS + _OPEN + self._end
 
-    def text(self, piece: str) -> bytes:
-        return self._before + orjson.dumps(piece) + self._after
+    def text(self, piece: str, scores: Sequence[Score] = ()) -> bytes:
+        if not scores:
+            return self._before + orjson.dumps(piece) + self._after
+        return self._before + orjson.dumps(piece) + self._close + self._logprobs(scores) + _OPEN + self._end
+
+    def calls(self, deltas: Sequence[CallDelta], scores: Sequence[Score] = ()) -> bytes:
+        """Pieces of tool calls, of a chat choice."""
+        delta = orjson.dumps({"tool_calls": [_call_chunk(delta) for delta in deltas]})
+        return self._delta + delta + self._logprobs(scores) + _OPEN + self._end
+
+    def _logprobs(self, scores: Sequence[Score]) -> bytes:
+        if not scores:
+            return _NO_LOGPROBS
+        logprobs = chat_logprobs(scores) if self._chat else completion_logprobs(scores)
+        return b',"logprobs":' + orjson.dumps(logprobs)
 
     def finish(self, reason: str, extra: dict[str, Any] | None = None) -> bytes:
-        """The chunk that says why the answer ended; `extra` fields stand beside `choices`."""
-        choice = {"index": 0, **({"delta": {}} if self._chat else {"text": ""}), "logprobs": None}
+        """The chunk that says why the choice ended; `extra` fields stand beside `choices`."""
+        choice = {"index": self._index, **({"delta": {}} if self._chat else {"text": ""}), "logprobs": None}
         choice["finish_reason"] = reason
-        return self._start + orjson.dumps(choice) + b"]" + self._end + _fields(extra) + b"}\n\n"
+        return self._start + orjson.dumps(choice) + b"]" + _fields(extra) + self._end
 
     def usage(self, usage: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:
         """The chunk without choices that carries the usage."""
@@ -49,6 +66,14 @@ class ChunkWriter:
 def error_chunk(error: KvmeshError) -> bytes:
     """What a stream ends with when it cannot go on; OpenAI clients raise it."""
     return b"data: " + orjson.dumps(error.to_openai()) + b"\n\n"
+
+
+def _call_chunk(delta: CallDelta) -> dict[str, Any]:
+    function = {"arguments": delta.arguments}
+    if not delta.id:
+        return {"index": delta.index, "function": function}
+    function = {"name": delta.name, **function}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
 
 
 def _fields(extra: dict[str, Any] | None) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.frontend.token_bytes import TokenBytes
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # Characters; shorter texts take well under a millisecond, less than a trip to another thread is worth.
@@ -33,6 +34,11 @@ class Tokenizer:
         self._hf = hf_tokenizer
         self.fast: FastTokenizer = hf_tokenizer.backend_tokenizer
 
+    @cached_property
+    def vocabulary(self) -> TokenBytes:
+        """The bytes of each token."""
+        return TokenBytes(self.fast)
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
@@ -41,8 +47,10 @@ class Tokenizer:
         """Token ids of a plain prompt, with the special tokens the model wants around it."""
         return await _run(len(text), self._encode, text, True)
 
-    async def encode_chat(self, messages: list[dict[str, str]], template_args: dict[str, Any]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's answer begins.
+    async def encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's answer begins or goes on.
+
+        `template_args`: what else `apply_chat_template` takes, and the template.
 
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
         UNSUPPORTED when the model has no template.
@@ -53,16 +61,16 @@ class Tokenizer:
                 "the model has no chat template; use /v1/completions",
                 param="model",
             )
-        size = sum(len(message["content"]) for message in messages)
+        size = sum(len(message["content"] or "") for message in messages)
         return await _run(size, self._encode_chat, messages, template_args)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         return self.fast.encode(text, add_special_tokens=special).ids
 
-    def _encode_chat(self, messages: list[dict[str, str]], template_args: dict[str, Any]) -> list[int]:
+    def _encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
         try:
             text = self._hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **template_args
+                messages, tokenize=False, **{"add_generation_prompt": True, **template_args}
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None

@@ -27,7 +27,7 @@ from kvmesh.engine.mock.blocks import BlockPool, page_hashes
 from kvmesh.engine.mock.live import LiveRequest, Outputs
 from kvmesh.engine.mock.scheduler import Decode, Prefill, Scheduler
 from kvmesh.engine.mock.timing import Pacer, TimingModel
-from kvmesh.engine.mock.tokens import TokenSource, Vocabulary, finish_after
+from kvmesh.engine.mock.tokens import TokenSource, Vocabulary, finish_after, prompt_logprobs
 from kvmesh.engine.mock.transfer import BootstrapServer, Handover, Peer, receive
 from kvmesh.engine.mock.validation import check_request
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -258,6 +258,8 @@ class MockEngine(Engine):
             live.request.sampling, self._vocabulary.eos, token, len(live.output), live.limit
         )
         output = StepOutput(live.handle, (token,), finish)
+        if live.source.logprob is not None:
+            output.logprobs = (live.source.logprob,)
         if finish is not None:
             self._forget(live, finish)
             output.timing = live.timing()
@@ -265,6 +267,10 @@ class MockEngine(Engine):
             live.reported = True
             output.cached = CachedTokens(device=live.cached)
             output.timing = live.timing()
+            if live.request.sampling.prompt_logprobs and self._role is not Role.DECODE:
+                output.prompt_logprobs = prompt_logprobs(
+                    self._vocabulary, live.request.token_ids, live.request.sampling
+                )
         outputs.setdefault(live.sink, []).append(output)
 
     # Prefill: wait for the peer, compute, hand over.

@@ -6,6 +6,8 @@ from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.engine.contract import EngineInfo, EngineRequest, Role
 from kvmesh.v1.errors_pb2 import ErrorCode
 
+MAX_TOP_LOGPROBS = 20
+
 
 def check_request(request: EngineRequest, info: EngineInfo) -> None:
     """Raise KvmeshError, as `Engine.submit` promises, for a request the engine cannot run."""
@@ -25,6 +27,24 @@ def check_request(request: EngineRequest, info: EngineInfo) -> None:
     limit = request.sampling.max_new_tokens
     if limit is not None and limit < 1:
         raise invalid(f"max_new_tokens is {limit}; it must be at least 1", "max_new_tokens")
+    sampling = request.sampling
+    if sampling.constraint is not None:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_UNSUPPORTED,
+            "the mock engine cannot keep to a constraint; ask for free text, or serve by another engine",
+            param="constraint",
+        )
+    if (
+        sampling.logit_bias
+        and not 0 <= min(sampling.logit_bias) <= max(sampling.logit_bias) < info.vocab_size
+    ):
+        raise invalid(f"logit_bias must name token ids below {info.vocab_size}", "logit_bias")
+    if not all(-100 <= bias <= 100 for bias in sampling.logit_bias.values()):
+        raise invalid("logit_bias must be between -100 and 100", "logit_bias")
+    if sampling.top_logprobs is not None and not 0 <= sampling.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise invalid(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", "top_logprobs")
+    if sampling.prompt_logprobs and sampling.top_logprobs is None:
+        raise invalid("prompt_logprobs needs top_logprobs", "prompt_logprobs")
     if (request.bootstrap is None) != (info.role is Role.AGGREGATED):
         expected = "takes no" if info.role is Role.AGGREGATED else "needs a"
         raise KvmeshError(

@@ -35,6 +35,8 @@ def server_arguments(spec: EngineSpec) -> dict[str, Any]:
         "log_level": _LOG_LEVELS[spec.log_level],
         "skip_tokenizer_init": True,
         "sleep_on_idle": True,
+        # Free to choose white space, a small model writes it until its answer is full.
+        "constrained_json_disable_any_whitespace": True,
         "kv_events_config": _kv_events(spec.directory),
         # Every change of the load is published; tests and routers read it at once.
         "load_snapshot_publish_interval": 1,

@@ -42,7 +42,7 @@ from kvmesh.engine.sglang.finishes import CANCELLED, aborted, failed, finish_of
 from kvmesh.engine.sglang.frames import FrameReader
 from kvmesh.engine.sglang.load import LoadReader
 from kvmesh.engine.sglang.process import EngineProcess
-from kvmesh.engine.sglang.sampling import sampling_fields
+from kvmesh.engine.sglang.sampling import logprob_fields, sampling_fields
 from kvmesh.engine.sglang.spec import EngineSpec
 from kvmesh.engine.sglang.wire import Wire
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -133,6 +133,7 @@ class SglangEngine(Engine):
         described = ready["info"]
         self._max_prompt: int = described.pop("max_prompt")
         self._priorities: bool = described.pop("priorities")
+        self._constraints: bool = described.pop("constraints")
         self._info = EngineInfo(
             role=self._role,
             bootstrap_host=self._bootstrap_host if self._role is Role.PREFILL else "",
@@ -148,6 +149,12 @@ class SglangEngine(Engine):
         bootstrap = self._checked_bootstrap(request)
         room = self._info.context_length - len(token_ids)
         sampling = sampling_fields(request.sampling, self._role, self._info.vocab_size, room)
+        if request.sampling.constraint is not None and not self._constraints:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_UNSUPPORTED,
+                "the model's tokenizer cannot be constrained; ask for free text",
+                param="constraint",
+            )
         handle = next(self._handles)
         # Of one length, because SGLang takes an abort for all ids that begin with the one named.
         rid = f"{handle:016x}"
@@ -155,7 +162,9 @@ class SglangEngine(Engine):
             bootstrap["cache_salt"] = request.cache_salt
         if self._priorities:
             bootstrap["priority"] = request.priority
-        message = self._wire.request(rid, token_ids, sampling, **bootstrap)
+        message = self._wire.request(
+            rid, token_ids, sampling, **bootstrap, **logprob_fields(request.sampling, self._role)
+        )
         self._live[rid] = _Live(handle, sink, len(token_ids))
         self._inputs.send(message, zmq.NOBLOCK)
         return handle
@@ -224,6 +233,7 @@ class SglangEngine(Engine):
     def _on_outputs(self, message: Any) -> None:
         by_sink: dict[StepSink, list[StepOutput]] = {}
         times = None
+        logprobs = self._wire.logprobs(message)
         for place, rid in enumerate(message.rids):
             live = self._live.get(rid)
             if live is None:  # a second last output, or one after we gave an abort up
@@ -231,7 +241,9 @@ class SglangEngine(Engine):
             reason = message.finished_reasons[place]
             token_ids = self._wire.token_ids(message.output_ids[place])
             output = StepOutput(live.handle, token_ids)
-            self._totals.output_tokens_total += len(token_ids)
+            if logprobs is not None:
+                output.logprobs = logprobs.output(place)
+                output.prompt_logprobs = logprobs.prompt(place)
             if reason is not None or not live.started:
                 if times is None:
                     times = self._wire.times(message)
@@ -243,6 +255,10 @@ class SglangEngine(Engine):
                 if reason is not None:
                     output.finish = finish_of(reason, live.aborts > 0)
                     self._forget(rid, live)
+                    if output.finish is not None and output.finish.error is not None:
+                        # A request that fails before it is computed still gets a token, of no meaning.
+                        output.token_ids, output.logprobs = [], []
+            self._totals.output_tokens_total += len(output.token_ids)
             by_sink.setdefault(live.sink, []).append(output)
         for sink, outputs in by_sink.items():
             sink(outputs)

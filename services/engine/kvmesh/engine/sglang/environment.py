@@ -24,6 +24,8 @@ def set_environment(spec: EngineSpec) -> None:
     defaults = {
         # The scheduler's socket speaks msgpack instead of pickle.
         "SGLANG_USE_PICKLE_IPC": "0",
+        # Log probabilities are the model's, whatever the temperature.
+        "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",
         # A half whose other half never comes is held this long. Callers cancel long before; these end
         # what a caller that vanished left behind, and must outlast a prompt's queueing and prefill.
         "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "120",

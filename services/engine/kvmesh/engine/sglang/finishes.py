@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from kvmesh.common.errors import KvmeshError
+from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.engine.contract import Finish, FinishReason
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -12,6 +13,10 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 _HALF_LOST = ("handshake failed", "bootstrap failed", "transfer failed")
 # What it says when a block from another tier did not arrive as it left; computed anew, it will.
 _LOAD_FAILED = "External KV cache load failed"
+# What it says of a constraint that it cannot compile, or not in time, or that nothing fulfils.
+_CONSTRAINT_FAILED = ("Failed to compile ", "Grammar preprocessing timed out", "rammar accept_token failed")
+# Where in which compiler's source a problem was found.
+_SOURCE = re.compile(r"^.*?: (?:\[[\d:]+\] \S+:\d+: )?")
 _ABORTED_BY_DECODE = "Aborted by decode-side abort notification"
 
 _CODES = {
@@ -44,6 +49,8 @@ def aborted(reason: dict[str, Any] | None, aborting: bool) -> Finish:
         code = ErrorCode.ERROR_CODE_DATA_CORRUPTED
     elif any(words in message for words in _HALF_LOST):
         code = ErrorCode.ERROR_CODE_UNAVAILABLE
+    elif any(words in message for words in _CONSTRAINT_FAILED):
+        return failed(invalid(f"the constraint cannot be kept: {_problem(message)}", "constraint"))
     else:
         status = (reason or {}).get("status_code") or 0
         code = _CODES.get(status, ErrorCode.ERROR_CODE_ENGINE_FAILED)
@@ -53,3 +60,11 @@ def aborted(reason: dict[str, Any] | None, aborting: bool) -> Finish:
 
 def failed(error: KvmeshError) -> Finish:
     return Finish(FinishReason.ERROR, error=error)
+
+
+def _problem(message: str) -> str:
+    """What compilers say, without the grammar that they may quote."""
+    first = message.strip().splitlines()[0]
+    if "accept_token" in first:
+        return "it allows no answer"
+    return _SOURCE.sub("", first, count=1)[:300].strip().rstrip(".:") or "it is malformed"

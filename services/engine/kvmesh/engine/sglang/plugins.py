@@ -12,6 +12,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from kvmesh.engine.sglang import (
     faults,
+    grammars,
     idle,
     offloads,
     outputs,
@@ -33,6 +34,7 @@ _LOAD = "sglang.srt.managers.scheduler_components.load_inquirer.SchedulerLoadInq
 _BATCH = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 _SAMPLER = "sglang.srt.layers.sampler.Sampler"
 _MINIMUM = "sglang.srt.sampling.penaltylib.min_new_tokens.BatchedMinNewTokensPenalizer"
+_GRAMMARS = "sglang.srt.constrained.grammar_manager.GrammarManager"
 _REQUEST = "sglang.srt.managers.schedule_batch.Req"
 _STATS = "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats"
 
@@ -45,6 +47,7 @@ HOOKS = (
     (f"{_SCHEDULER}.run_event_loop", faults.record_fault, HookType.AROUND),
     (f"{_SCHEDULER}.on_idle", idle.wait_for_progress, HookType.AFTER),
     (f"{_NIXL}.NixlKVManager.update_status", idle.tell_news, HookType.AFTER),
+    (f"{_GRAMMARS}.__init__", grammars.add_backend, HookType.AFTER),
     (f"{_REQUEST}.__init__", rehearsals.cache_rehearsal, HookType.AFTER),
     (f"{_DECODE}.process_decode_queue", offloads.take_completed, HookType.BEFORE),
     (f"{_SCHEDULER}.get_init_info", reports.describe_engine, HookType.AFTER),

@@ -37,6 +37,7 @@ def describe_engine(info: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         "block_bytes": int(sum(block_lengths)),
         "eos_token_ids": sorted(eos) if isinstance(eos, set | list | tuple) else [eos] if eos else [],
         "max_prompt": min(scheduler.max_req_input_len, context) - 1,
+        "constraints": scheduler.grammar_manager.grammar_backend is not None,
         "priorities": bool(scheduler.enable_priority_scheduling),
         "device": _device(scheduler),
         "pass_tokens": max(scheduler.chunked_prefill_size or scheduler.max_prefill_tokens, 0),

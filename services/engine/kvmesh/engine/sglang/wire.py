@@ -15,6 +15,7 @@ from msgspec import Raw
 from msgspec.msgpack import Ext
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.engine.sglang.logprobs import LOGPROB_FIELDS, StepLogprobs
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # The fields we read of each message; Raw ones are decoded only when something new is in them.
@@ -24,6 +25,7 @@ _READ: dict[str, dict[str, Any]] = {
         "finished_reasons": list[dict[str, Any] | None],
         "output_ids": list[Ext],
         "cached_tokens": list[int],
+        **dict.fromkeys(LOGPROB_FIELDS, Raw),
         "cached_tokens_details": Raw,
         "time_stats": Raw,
     },
@@ -114,6 +116,10 @@ class Wire:
         """SGLang's cached tokens by tier for one request of an output message."""
         details = _decode_details(output.cached_tokens_details)
         return details[place] if details else None
+
+    def logprobs(self, output: Any) -> StepLogprobs | None:
+        """The log probabilities of an output message; None where nobody asked for any."""
+        return StepLogprobs.of(output)
 
     def times(self, output: Any) -> Sequence[_Times | None]:
         """For each request (queue ms, prefill ms, transfer ms, bytes), or None where nothing is new."""

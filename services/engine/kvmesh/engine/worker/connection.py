@@ -167,7 +167,12 @@ class Connection:
             step = steps.get(live.id)
             if step is not None:
                 write_step(step, output)
-            elif output.finish is None and output.cached is None and output.timing is None:
+            elif (
+                output.finish is None
+                and output.cached is None
+                and output.timing is None
+                and not output.logprobs
+            ):
                 steps[live.id] = add(id=live.id, token_ids=output.token_ids)
                 continue
             else:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from kvmesh.engine.contract import (
     Bootstrap,
     CachedTokens,
+    Constraint,
+    ConstraintKind,
     EngineLoad,
     EngineRequest,
     Finish,
     FinishReason,
+    Logprob,
     Sampling,
     StepOutput,
     Timing,
@@ -18,7 +24,7 @@ from kvmesh.v1 import common_pb2, engine_pb2
 _OPTIONAL = tuple(
     field.name
     for field in engine_pb2.SamplingParams.DESCRIPTOR.fields
-    if field.has_presence and field.name in Sampling.__dataclass_fields__
+    if field.has_presence and not field.message_type and field.name in Sampling.__dataclass_fields__
 )
 _REASONS = {
     FinishReason.STOP: engine_pb2.FINISH_REASON_STOP,
@@ -45,18 +51,34 @@ def read_request(message: engine_pb2.EngineRequest) -> EngineRequest:
 
 def read_sampling(message: engine_pb2.SamplingParams) -> Sampling:
     given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
-    return Sampling(**given, stop_token_ids=tuple(message.stop_token_ids))
+    constraint = None
+    if kind := message.constraint.WhichOneof("kind"):
+        constraint = Constraint(ConstraintKind(kind), getattr(message.constraint, kind))
+    return Sampling(
+        **given,
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=dict(message.logit_bias),
+        constraint=constraint,
+    )
 
 
 def write_step(step: engine_pb2.RequestStep, output: StepOutput) -> None:
     """Add `output` to a step that may hold earlier ones of the same request."""
     step.token_ids.extend(output.token_ids)
+    _write_logprobs(step.logprobs, output.logprobs)
+    _write_logprobs(step.prompt_logprobs, output.prompt_logprobs)
     if output.cached is not None:
         step.cached.CopyFrom(write_cached(output.cached))
     if output.timing is not None:
         step.timing.CopyFrom(write_timing(output.timing))
     if output.finish is not None:
         step.finish.CopyFrom(write_finish(output.finish))
+
+
+def _write_logprobs(into: Any, logprobs: Sequence[Logprob]) -> None:
+    for one in logprobs:
+        ids, values = zip(*one.top, strict=True) if one.top else ((), ())
+        into.add(logprob=one.logprob, top_ids=ids, top_logprobs=values)
 
 
 def write_finish(finish: Finish) -> engine_pb2.Finish:

@@ -1,102 +1,75 @@
-"""The answer to a generation request, streamed or whole; when the client leaves, the engines stop."""
+"""The answers to a generation request, streamed or whole; when the client leaves, the engines stop."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 import structlog
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.call import Call
+from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.client_watch import ClientWatch
-from kvmesh.frontend.explain import explanation_json, usage_json
-from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.explain import explanation_json, usage, usage_json
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import GenerationRequest
-from kvmesh.frontend.session import Session
+from kvmesh.frontend.routes.choices import Choice
 from kvmesh.frontend.sse import DONE, ChunkWriter, error_chunk
-from kvmesh.frontend.text import TextAnswer
+from kvmesh.frontend.text import Delta
 
 log = structlog.get_logger()
 
 _MAX_IGNORED_NAMES = 32
 
-
-def answer(
-    request: Request,
-    body: GenerationRequest,
-    ignored: Sequence[str],
-    model: Model,
-    token_ids: Sequence[int],
-    *,
-    param: str,
-    chat: bool,
-    received: float,
-    ids_from_client: bool = False,
-    default_output: int | None = None,
-) -> AnswerResponse:
-    """The response to a valid body. Raises KvmeshError where the model cannot take it (`Gateway.call`)."""
-    gateway: Gateway = request.app.state.gateway
-    call = gateway.call(
-        request.state.request_id,
-        model,
-        token_ids,
-        body.sampling(),
-        param=param,
-        received=received,
-        ids_from_client=ids_from_client,
-        default_output=default_output,
-        explain=body.kvmesh.explain,
-        policy=body.kvmesh.policy,
-        session_id=body.session_id(),
-        tenant=body.kvmesh.tenant,
-        priority=body.kvmesh.priority,
-    )
-    return AnswerResponse(gateway.mesh, call, body, ignored, chat=chat)
+Deltas = AsyncGenerator[tuple[int, Delta]]
 
 
 class AnswerResponse(Response):
     """Runs the request when it is sent: errors before the first token still become a status of their own."""
 
     def __init__(
-        self, mesh: Mesh, call: Call, body: GenerationRequest, ignored: Sequence[str], *, chat: bool
+        self, answers: Answers, body: GenerationRequest, ignored: Sequence[str], *, chat: bool
     ) -> None:
         super().__init__()
-        self._mesh = mesh
-        self._call = call
+        self._answers = answers
         self._chat = chat
-        self._stops = body.stops()
         self._stream = bool(body.stream)
         self._include_usage = body.include_usage()
+        self._tier = body.tier()
         self._ignored = ignored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = Session(self._mesh, self._call)
-        try:
+        answers = self._answers
+        request_id = answers.call.request_id
+        with answers:
             async with ClientWatch(receive) as watch:
-                with telemetry.span("generate", request_id=self._call.request_id):
-                    await session.start()
-                    text = TextAnswer(session, self._stops)
-                    await (self._send_stream if self._stream else self._send_whole)(text, send)
-        finally:
-            session.close()
+                with telemetry.span("generate", request_id=request_id):
+                    async with aclosing(answers.deltas()) as deltas:
+                        await (self._send_stream if self._stream else self._send_whole)(deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
-            log.info("client left", request_id=self._call.request_id, output_tokens=session.output_tokens)
+            tokens = sum(session.output_tokens for session in answers.sessions)
+            log.info("client left", request_id=request_id, output_tokens=tokens)
 
-    async def _send_stream(self, answer: TextAnswer, send: Send) -> None:
-        session = answer.session
-        writer = ChunkWriter(self._head(stream=True), chat=self._chat, include_usage=self._include_usage)
+    async def _send_stream(self, deltas: Deltas, send: Send) -> None:
+        # Fails as long as nothing has been sent.
+        first = await anext(deltas)
+        head = self._head(stream=True)
+        writers = [
+            ChunkWriter(head, chat=self._chat, include_usage=self._include_usage, index=i)
+            for i in range(len(self._answers.sessions))
+        ]
+        # The role travels with the first piece of text.
+        leads = [writer.role() if self._chat else b"" for writer in writers]
         await send(
             {
                 "type": "http.response.start",
@@ -110,35 +83,46 @@ class AnswerResponse(Response):
                 ],
             }
         )
+        event, left = first, len(writers)
         try:
-            # The role travels with the first piece of text.
-            lead = writer.role() if self._chat else b""
-            async for piece in answer.pieces():
-                chunk = lead + writer.text(piece)
-                lead = b""
+            while True:
+                chunk = self._chunk(event, writers, leads)
+                left -= bool(event[1].finish_reason)
+                if not left:
+                    break
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                event = await anext(deltas)
         except KvmeshError as error:
-            log.warning("answer broken off", request_id=self._call.request_id, error=error.message)
+            log.warning("answer broken off", request_id=self._answers.call.request_id, error=error.message)
             await send({"type": "http.response.body", "body": error_chunk(error), "more_body": False})
             return
-        explained = {"kvmesh": explanation_json(session)} if self._call.explain else None
         if self._include_usage:
-            last = writer.finish(answer.finish_reason) + writer.usage(usage_json(session), explained)
-        else:
-            last = writer.finish(answer.finish_reason, explained)
-        await send({"type": "http.response.body", "body": lead + last + DONE, "more_body": False})
+            chunk += writers[0].usage(self._usage(), self._explained())
+        await send({"type": "http.response.body", "body": chunk + DONE, "more_body": False})
 
-    async def _send_whole(self, answer: TextAnswer, send: Send) -> None:
-        session = answer.session
-        text = "".join([piece async for piece in answer.pieces()])
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": answer.finish_reason}
-        if self._chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        body = {**self._head(stream=False), "choices": [choice], "usage": usage_json(session)}
-        if self._call.explain:
-            body["kvmesh"] = explanation_json(session)
+    def _chunk(self, event: tuple[int, Delta], writers: list[ChunkWriter], leads: list[bytes]) -> bytes:
+        number, delta = event
+        writer = writers[number]
+        chunk, leads[number] = leads[number], b""
+        if delta.text or (delta.scores and not delta.calls):
+            chunk += writer.text(delta.text, delta.scores)
+        if delta.calls:
+            chunk += writer.calls(delta.calls, delta.scores)
+        if delta.finish_reason:
+            last = len(writers) == 1 and not self._include_usage
+            chunk += writer.finish(delta.finish_reason, self._explained() if last else None)
+        return chunk
+
+    async def _send_whole(self, deltas: Deltas, send: Send) -> None:
+        choices = [Choice(i, chat=self._chat) for i in range(len(self._answers.sessions))]
+        async for number, delta in deltas:
+            choices[number].add(delta)
+        body = {
+            **self._head(stream=False),
+            "choices": [choice.json() for choice in choices],
+            "usage": self._usage(),
+            **(self._explained() or {}),
+        }
         content = orjson.dumps(body)
         headers = [
             (b"content-type", b"application/json"),
@@ -148,13 +132,25 @@ class AnswerResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
+    def _usage(self) -> dict[str, Any]:
+        return usage_json(usage(self._answers.sessions, self._answers.choices))
+
+    def _explained(self) -> dict[str, Any] | None:
+        """Of the first choice."""
+        if not self._answers.call.explain:
+            return None
+        return {"kvmesh": explanation_json(self._answers.sessions[0])}
+
     def _head(self, *, stream: bool) -> dict[str, Any]:
         kind = "chat.completion" if self._chat else "text_completion"
+        model = self._answers.call.model
         return {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "chat.completion.chunk" if stream and self._chat else kind,
             "created": int(time.time()),
-            "model": self._call.model.info.name,
+            "model": model.info.name,
+            "system_fingerprint": fingerprint(model),
+            **({"service_tier": self._tier} if self._chat else {}),
         }
 
     def _ignored_header(self) -> list[tuple[bytes, bytes]]:
@@ -163,3 +159,9 @@ class AnswerResponse(Response):
             return []
         names = [quote(name[:64], safe="") for name in self._ignored[:_MAX_IGNORED_NAMES]]
         return [(b"x-kvmesh-ignored-params", ",".join(names).encode())]
+
+
+def fingerprint(model: Model) -> str:
+    """Changes with the model and how it is served: seeds hold as long as it does not."""
+    served = model.info.SerializeToString(deterministic=True) + model.kv.SerializeToString(deterministic=True)
+    return f"fp_{hashlib.sha256(served).hexdigest()[:10]}"

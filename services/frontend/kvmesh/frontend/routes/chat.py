@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvmesh.frontend.gateway import Gateway
+from kvmesh.frontend.generation import chat_answers
 from kvmesh.frontend.protocol import ChatCompletionRequest, parse
-from kvmesh.frontend.routes.answer import answer
+from kvmesh.frontend.routes.answer import AnswerResponse
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
 
@@ -23,7 +24,5 @@ async def create_chat_completion(request: Request) -> Response:
     received = time.monotonic()
     gateway: Gateway = request.app.state.gateway
     body, ignored = parse(ChatCompletionRequest, await read_body(request, gateway.config.max_body_bytes))
-    conversation, template_args = body.conversation(), body.template_args()
-    model = gateway.models.resolve(body.model)
-    token_ids = await model.tokenizer.encode_chat(conversation, template_args)
-    return answer(request, body, ignored, model, token_ids, param="messages", chat=True, received=received)
+    answers = await chat_answers(gateway, body, request.state.request_id, received=received)
+    return AnswerResponse(answers, body, ignored, chat=True)

@@ -1,0 +1,79 @@
+"""The answers to one request: every choice of every prompt, generated side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+
+from kvmesh.frontend.call import Call
+from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.session import Session
+from kvmesh.frontend.text import Delta, TextAnswer, TextOptions
+
+# An answer's number, what came of it, and, where it has failed, why.
+_Event = tuple[int, Delta] | BaseException
+
+
+class Answers:
+    """A context: leaving it ends whatever still runs. The answers are numbered as the calls are."""
+
+    def __init__(
+        self, mesh: Mesh, calls: Sequence[Call], options: Callable[[int], TextOptions], choices: int = 1
+    ) -> None:
+        """`calls`: of each prompt its `choices`, prompt after prompt; `options` are those of an answer."""
+        self.call = calls[0]
+        """the first: what all have in common can be read from it"""
+        self.choices = choices
+        self.sessions: list[Session] = []
+        """one an answer, inside the context"""
+        self._mesh = mesh
+        self._calls = calls
+        self._options = options
+        self._answers: list[TextAnswer] = []
+
+    def __enter__(self) -> Answers:
+        self.sessions = [Session(self._mesh, call) for call in self._calls]
+        self._answers = [TextAnswer(session, self._options(i)) for i, session in enumerate(self.sessions)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for session in self.sessions:
+            session.close()
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """What comes of any of them, in the order in which it comes; it must be closed.
+
+        Raises KvmeshError when one cannot be completed: then none is.
+        """
+        if len(self._answers) == 1:
+            async with aclosing(self._answers[0].deltas()) as deltas:
+                async for delta in deltas:
+                    yield 0, delta
+            return
+        # Bounded: whoever is ahead of the client waits.
+        events: asyncio.Queue[_Event] = asyncio.Queue(len(self._answers))
+        tasks = [asyncio.create_task(self._pump(i, events)) for i in range(len(self._answers))]
+        left = len(tasks)
+        try:
+            while left:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                left -= bool(event[1].finish_reason)
+                yield event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(self, number: int, events: asyncio.Queue[_Event]) -> None:
+        try:
+            async with aclosing(self._answers[number].deltas()) as deltas:
+                async for delta in deltas:
+                    await events.put((number, delta))
+        except Exception as error:
+            await events.put(error)

@@ -1,0 +1,162 @@
+"""A valid body to the answers it asks for, the same from REST and gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kvmesh.frontend.answers import Answers
+from kvmesh.frontend.call import Call
+from kvmesh.frontend.calls import CallArray, CallParser, NamedCall
+from kvmesh.frontend.gateway import Gateway
+from kvmesh.frontend.models import Model
+from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
+from kvmesh.frontend.protocol.generation import choice_seed
+from kvmesh.frontend.text import TextOptions
+from kvmesh.v1.engine_pb2 import SamplingParams
+
+
+async def chat_answers(
+    gateway: Gateway,
+    body: ChatCompletionRequest,
+    request_id: str,
+    *,
+    received: float,
+    timeout_s: float | None = None,
+) -> Answers:
+    """Raises KvmeshError for whatever can be known before anything runs."""
+    body.check()
+    conversation, template_args = body.conversation(), body.template_args()
+    calls = _Calls(gateway, body, request_id, received, timeout_s)
+    prompt = await calls.model.tokenizer.encode_chat(conversation, template_args)
+    calls.add(prompt, "messages")
+    stops, parser = body.stops(), _call_parser(body)
+
+    def options(_: int) -> TextOptions:
+        return TextOptions(stops, parser=parser() if parser else None)
+
+    return Answers(gateway.mesh, calls.calls, options, calls.choices)
+
+
+async def completion_answers(
+    gateway: Gateway,
+    body: CompletionRequest,
+    request_id: str,
+    *,
+    received: float,
+    timeout_s: float | None = None,
+) -> Answers:
+    """Raises KvmeshError for whatever can be known before anything runs."""
+    body.check()
+    calls = _Calls(gateway, body, request_id, received, timeout_s)
+    tokenizer = calls.model.tokenizer
+    texts = []
+    for prompt in body.prompts():
+        if isinstance(prompt, str):
+            calls.add(await tokenizer.encode(prompt), "prompt", default_output=DEFAULT_MAX_TOKENS)
+            texts.append(prompt)
+        else:
+            calls.add(prompt, "prompt", ids_from_client=True, default_output=DEFAULT_MAX_TOKENS)
+            texts.append(tokenizer.fast.decode(prompt) if body.echo else "")
+    stops = body.stops()
+
+    def options(number: int) -> TextOptions:
+        echo = texts[number // calls.choices] if body.echo else None
+        return TextOptions(stops, echo=echo, silent=body.max_tokens == 0)
+
+    return Answers(gateway.mesh, calls.calls, options, calls.choices)
+
+
+async def token_answers(
+    gateway: Gateway,
+    body: CompletionRequest,
+    request_id: str,
+    *,
+    received: float,
+    timeout_s: float | None = None,
+    prompt_logprobs: bool = False,
+) -> Answers:
+    """Of a prompt in token ids, for who takes the answer in token ids: as long as there is room."""
+    body.check()
+    calls = _Calls(gateway, body, request_id, received, timeout_s, prompt_logprobs)
+    for prompt in body.prompts():
+        assert not isinstance(prompt, str), "the prompt is token ids"
+        calls.add(prompt, "token_ids", ids_from_client=True)
+    return Answers(gateway.mesh, calls.calls, lambda _: TextOptions(), calls.choices)
+
+
+class _Calls:
+    """Makes the calls of one body: of each prompt as many as it wants choices."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        body: GenerationRequest,
+        request_id: str,
+        received: float,
+        timeout_s: float | None,
+        prompt_logprobs: bool = False,
+    ) -> None:
+        self._gateway, self._body, self._request_id = gateway, body, request_id
+        self._received, self._timeout_s = received, timeout_s
+        self._sampling = body.sampling()
+        if prompt_logprobs:
+            self._sampling.prompt_logprobs = True
+        self._params: dict[str, str] = {}
+        named = body.constraint()
+        if named is not None:
+            self._sampling.constraint.CopyFrom(named.constraint)
+            self._params["constraint"] = named.param
+        self.model: Model = gateway.models.resolve(body.model)
+        self.choices = body.n or 1
+        self.calls: list[Call] = []
+
+    def add(
+        self,
+        token_ids: Sequence[int],
+        param: str,
+        *,
+        ids_from_client: bool = False,
+        default_output: int | None = None,
+    ) -> None:
+        """All choices of a prompt; `param` is the client's name for it."""
+        body = self._body
+        for choice in range(self.choices):
+            # One engine request is one choice, with a name of its own.
+            number = len(self.calls)
+            self.calls.append(
+                self._gateway.call(
+                    f"{self._request_id}-{number}" if number else self._request_id,
+                    self.model,
+                    token_ids,
+                    self._choice_sampling(choice),
+                    param=param,
+                    received=self._received,
+                    timeout_s=self._timeout_s,
+                    ids_from_client=ids_from_client,
+                    default_output=default_output,
+                    explain=body.kvmesh.explain,
+                    policy=body.kvmesh.policy,
+                    session_id=body.session_id(),
+                    tenant=body.kvmesh.tenant,
+                    priority=body.priority(),
+                    params=self._params,
+                )
+            )
+
+    def _choice_sampling(self, choice: int) -> SamplingParams:
+        sampling = SamplingParams()
+        sampling.CopyFrom(self._sampling)
+        if sampling.HasField("seed"):
+            sampling.seed = choice_seed(sampling.seed, choice)
+        return sampling
+
+
+def _call_parser(body: ChatCompletionRequest) -> Callable[[], CallParser] | None:
+    """For an answer that is constrained to be calls."""
+    if not body.must_call():
+        return None
+    named = body.forced_function()
+    if named is None:
+        return CallArray
+    return lambda: NamedCall(named.name)

@@ -1,0 +1,79 @@
+"""What both endpoints that generate take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvmesh.common.errors import invalid
+from kvmesh.frontend.protocol.body import Body
+from kvmesh.frontend.protocol.constraints import ConstraintFields
+from kvmesh.frontend.protocol.sampling import SamplingFields, StopFields
+
+# Choices of one request: more are more requests.
+MAX_CHOICES = 128
+_SEEDS = 2**63
+# What the tiers OpenAI sells are worth while requests wait; -10 to 10.
+_TIERS = {"auto": 0, "default": 0, "flex": -5, "scale": 5, "priority": 5}
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    # Padding against observers of lengths; nothing is padded.
+    include_obfuscation: bool | None = None
+
+
+class KvmeshOptions(BaseModel):
+    """The request's `kvmesh` object."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    explain: bool = False
+    """answer with a `kvmesh` object: where the request ran and how long each part took"""
+    policy: str = Field(default="", max_length=64)
+    """the router's policy for this request"""
+    session_id: str = Field(default="", max_length=256)
+    """requests of one session are placed near each other by policies that know sessions"""
+    tenant: str = Field(default="", max_length=256)
+    """whose the request is; tenants share what capacity there is when requests wait"""
+    priority: int | None = Field(default=None, ge=-10, le=10)
+    """larger is more urgent, while requests wait; absent: as `service_tier` says"""
+
+
+class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
+    model: str = Field(min_length=1)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    """choices to generate, each with the seed of the one before it plus 1"""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    kvmesh: KvmeshOptions = KvmeshOptions()
+
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def session_id(self) -> str:
+        return self.kvmesh.session_id or self.prompt_cache_key or self.user or self.safety_identifier or ""
+
+    def priority(self) -> int:
+        if self.kvmesh.priority is not None:
+            return self.kvmesh.priority
+        return _TIERS[self.service_tier or "auto"]
+
+    def tier(self) -> str:
+        """The tier the request is served in, as answers name it."""
+        return "default" if self.service_tier in (None, "auto") else self.service_tier
+
+    def check(self) -> None:
+        """Raise KvmeshError for fields that do not go together."""
+        if self.min_tokens and self.constraint() is not None:
+            raise invalid("min_tokens cannot be kept under a constraint; remove it", "min_tokens")
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of a choice: n choices with a seed are n requests with this one, the next, and so on."""
+    return (seed + choice) % _SEEDS

@@ -1,0 +1,59 @@
+"""One choice of an answer that is sent whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvmesh.frontend.calls import CallDelta
+from kvmesh.frontend.scores import Score, chat_logprobs, completion_logprobs
+from kvmesh.frontend.text import Delta
+
+
+class Choice:
+    """Gathers the deltas of one answer."""
+
+    def __init__(self, index: int, *, chat: bool) -> None:
+        self._index = index
+        self._chat = chat
+        self._text: list[str] = []
+        self._scores: list[Score] = []
+        self._calls: list[CallDelta] = []
+        self._finish_reason = ""
+
+    def add(self, delta: Delta) -> None:
+        self._text.append(delta.text)
+        self._scores += delta.scores
+        self._finish_reason = delta.finish_reason
+        for piece in delta.calls:
+            if piece.id:
+                self._calls.append(piece)
+            else:
+                self._calls[-1].arguments += piece.arguments
+
+    def json(self) -> dict[str, Any]:
+        written = chat_logprobs if self._chat else completion_logprobs
+        choice: dict[str, Any] = {
+            "index": self._index,
+            "logprobs": written(self._scores) if self._scores else None,
+            "finish_reason": self._finish_reason,
+        }
+        text = "".join(self._text)
+        if not self._chat:
+            choice["text"] = text
+        else:
+            choice["message"] = self._message(text)
+        return choice
+
+    def _message(self, text: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self._calls
+            ]
+        return message
