@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -22,14 +23,18 @@ from kvmesh.engine.contract import (
     BlocksRemoved,
     BlocksStored,
     Bootstrap,
+    Constraint,
+    ConstraintKind,
     Engine,
     EngineInfo,
     EngineRequest,
     FinishReason,
+    Logprob,
     Role,
     Sampling,
     StepOutput,
 )
+from kvmesh.engine.mock.engine import MockEngine
 from kvmesh.engine.model import resolve_model
 from kvmesh.engine.registry import make_engine
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -432,6 +437,105 @@ async def test_a_split_repeat_is_cached_at_prefill(engines: Engines) -> None:
     assert first[0].cached.device == 0
     assert again[0].cached is not None
     assert again[0].cached.device == 96
+
+
+def logprobs_of(outputs: list[StepOutput]) -> list[Logprob]:
+    return [logprob for output in outputs for logprob in output.logprobs]
+
+
+def check_logprobs(logprobs: Sequence[Logprob], tokens: Sequence[int], top: int) -> None:
+    """Of greedy tokens: each is the likeliest in its place."""
+    assert len(logprobs) == len(tokens)
+    for logprob, token in zip(logprobs, tokens, strict=True):
+        assert logprob.logprob <= 0
+        assert len(logprob.top) == top
+        values = [value for _, value in logprob.top]
+        assert values == sorted(values, reverse=True)
+        assert sum(math.exp(value) for value in values) <= 1.001
+        if top:
+            assert (token, logprob.logprob) in [(one, pytest.approx(value)) for one, value in logprob.top]
+
+
+@pytest.mark.parametrize("top", [0, 1, 5])
+async def test_log_probabilities(aggregated: Running, top: int) -> None:
+    prompt = fresh_prompt(20)
+    plain = await aggregated.run(request(prompt, greedy(6)))
+    outputs = await aggregated.run(request(prompt, greedy(6, top_logprobs=top)))
+    assert tokens_of(outputs) == tokens_of(plain)
+    check_logprobs(logprobs_of(outputs), tokens_of(outputs), top)
+    assert all(len(output.logprobs) == len(output.token_ids) for output in outputs)
+    assert not logprobs_of(plain)
+    assert not any(output.prompt_logprobs for output in outputs)
+
+
+async def test_log_probabilities_of_some_in_a_batch(aggregated: Running) -> None:
+    prompts = [fresh_prompt(20) for _ in range(4)]
+    tops = [None, 3, None, 0]
+    wanted = [request(p, greedy(8, top_logprobs=top)) for p, top in zip(prompts, tops, strict=True)]
+    for outputs, top in zip(await asyncio.gather(*map(aggregated.run, wanted)), tops, strict=True):
+        if top is None:
+            assert not logprobs_of(outputs)
+        else:
+            check_logprobs(logprobs_of(outputs), tokens_of(outputs), top)
+
+
+async def test_log_probabilities_of_the_prompt(aggregated: Running) -> None:
+    prompt = fresh_prompt(40)
+    asked = greedy(3, top_logprobs=2, prompt_logprobs=True)
+    for _ in range(2):  # the second finds the prompt cached
+        outputs = await aggregated.run(request(prompt, asked))
+        scores = outputs[0].prompt_logprobs
+        assert len(scores) == len(prompt) - 1
+        assert all(score.logprob <= 0 and len(score.top) == 2 for score in scores)
+        assert not any(output.prompt_logprobs for output in outputs[1:])
+        check_logprobs(logprobs_of(outputs), tokens_of(outputs), 2)
+
+
+async def test_split_log_probabilities_equal_aggregated(engines: Engines, aggregated: Running) -> None:
+    prompt = fresh_prompt(50)
+    asked = greedy(6, top_logprobs=3, prompt_logprobs=True)
+    whole = await aggregated.run(request(prompt, asked))
+    prefill, decode = await engines.split(prompt, asked)
+    assert tokens_of(decode) == tokens_of(whole)
+    for one, other in zip(logprobs_of(decode), logprobs_of(whole), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-3)
+    assert not any(output.prompt_logprobs for output in decode)
+    scores = [score.logprob for score in prefill[0].prompt_logprobs]
+    assert scores == pytest.approx([score.logprob for score in whole[0].prompt_logprobs], abs=1e-3)
+
+
+async def test_biases(aggregated: Running) -> None:
+    prompt = fresh_prompt(20)
+    plain = tokens_of(await aggregated.run(request(prompt, greedy(4))))
+    forced = await aggregated.run(request(prompt, greedy(4, logit_bias={1_234: 100.0})))
+    assert tokens_of(forced) == [1_234] * 4
+    banned = await aggregated.run(request(prompt, greedy(4, logit_bias=dict.fromkeys(plain, -100.0))))
+    assert not set(tokens_of(banned)) & set(plain)
+
+
+async def test_bad_wishes_are_refused_before_they_are_queued(aggregated: Running) -> None:
+    cases = [
+        ({"logit_bias": {aggregated.info.vocab_size: 1.0}}, "logit_bias"),
+        ({"logit_bias": {5: 101.0}}, "logit_bias"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"prompt_logprobs": True}, "prompt_logprobs"),
+    ]
+    for fields, param in cases:
+        error = await refused(aggregated.engine, request([5], greedy(4, **fields)))
+        assert (error.code, error.param) == (ErrorCode.ERROR_CODE_INVALID_ARGUMENT, param)
+
+
+async def test_a_constraint_is_kept_or_refused(aggregated: Running) -> None:
+    constraint = Constraint(ConstraintKind.REGEX, "[0-9]{3}x")
+    wanted = request(fresh_prompt(20), Sampling(temperature=0, max_new_tokens=30, constraint=constraint))
+    if aggregated.engine.__class__ is MockEngine:
+        error = await refused(aggregated.engine, wanted)
+        assert (error.code, error.param) == (ErrorCode.ERROR_CODE_UNSUPPORTED, "constraint")
+        return
+    outputs = await aggregated.run(wanted)
+    assert check_outputs(outputs) is FinishReason.STOP
+    assert 1 <= len(tokens_of(outputs)) <= 5
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.05])

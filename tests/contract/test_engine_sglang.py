@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from tokenizers import Tokenizer
 
 from fixtures.mesh import SHALLOW
 from fixtures.waiting import eventually
@@ -24,6 +26,8 @@ from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.engine.contract import (
     Bootstrap,
+    Constraint,
+    ConstraintKind,
     EngineInfo,
     EngineRequest,
     FinishReason,
@@ -100,6 +104,11 @@ def prompt(length: int) -> list[int]:
     return [random.randrange(1_000, 40_000) for _ in range(length)]
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(f"{resolve_model(load_config(overrides=CONFIG)).path}/tokenizer.json")
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def pair() -> AsyncIterator[Pair]:
     pair = Pair()
@@ -169,6 +178,91 @@ async def test_penalties_and_a_least_length(pair: Pair) -> None:
     assert len(await pair.generate(text, penalised)) == 12
     held = Sampling(temperature=0, max_new_tokens=12, min_new_tokens=8, stop_token_ids=(plain[3],))
     assert len(await pair.generate(text, held)) >= 8
+
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["Paris", "Rome"]},
+        "districts": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": 20},
+            "maxItems": 3,
+        },
+    },
+    "required": ["name", "districts"],
+    "additionalProperties": False,
+}
+CONSTRAINTS = {
+    "schema": (ConstraintKind.JSON_SCHEMA, json.dumps(CITY)),
+    "regex": (ConstraintKind.REGEX, r"[a-c]{3}-\d"),
+    "ebnf": (ConstraintKind.EBNF, 'root ::= ("yes" | "no") "\\u00e9"'),
+    "tag": (
+        ConstraintKind.STRUCTURAL_TAG,
+        '{"type": "structural_tag", "format": {"type": "const_string", "value": "so be it"}}',
+    ),
+}
+
+
+def keeps(name: str, text: str) -> bool:
+    match name:
+        case "schema":
+            city = json.loads(text)
+            districts = city.pop("districts")
+            numbers = all(isinstance(one, int) and 1 <= one <= 20 for one in districts)
+            return city in ({"name": "Paris"}, {"name": "Rome"}) and numbers and len(districts) <= 3
+        case "regex":
+            return re.fullmatch(r"[a-c]{3}-\d", text) is not None
+        case "ebnf":
+            return text in ("yesé", "noé")
+        case _:
+            return text == "so be it"
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+async def test_constraints_are_kept_through_both_halves(pair: Pair, tokenizer: Tokenizer, name: str) -> None:
+    constraint = Constraint(*CONSTRAINTS[name])
+    greedy = Sampling(temperature=0, max_new_tokens=100, constraint=constraint)
+    seeded = [Sampling(temperature=1, max_new_tokens=100, constraint=constraint, seed=i) for i in range(3)]
+    free = Sampling(temperature=0, max_new_tokens=6, ignore_eos=True)
+    texts = await asyncio.gather(*(pair.generate(prompt(20), s) for s in (greedy, *seeded, free)))
+    for tokens in texts[:-1]:
+        assert keeps(name, tokenizer.decode(tokens)), tokenizer.decode(tokens)
+    # Its neighbours' constraints are not its own.
+    assert len(texts[-1]) == 6
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (ConstraintKind.JSON_SCHEMA, '{"type": "city"}'),
+        (ConstraintKind.JSON_SCHEMA, '{"$ref": "#/$defs/none"}'),
+        (ConstraintKind.JSON_SCHEMA, '{"$defs": {"x": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"}'),
+        (ConstraintKind.JSON_SCHEMA, "false"),
+        (ConstraintKind.REGEX, "("),
+        (ConstraintKind.REGEX, "a\0"),
+        (ConstraintKind.EBNF, 'root ::= "a" nobody'),
+        (ConstraintKind.EBNF, "root ::= root"),
+        (ConstraintKind.STRUCTURAL_TAG, "[]"),
+    ],
+)
+async def test_bad_constraints_end_with_the_clients_fault(
+    pair: Pair, bad: tuple[ConstraintKind, str]
+) -> None:
+    sampling = Sampling(temperature=0, max_new_tokens=8, constraint=Constraint(*bad))
+    request = EngineRequest("test", prompt(20), sampling, pair.room())
+    both = [asyncio.create_task(collect(engine, request)) for engine in (pair.prefill, pair.decode)]
+    outputs = await both[0]
+    finish = outputs[-1].finish
+    assert finish is not None
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.param) == (ErrorCode.ERROR_CODE_INVALID_ARGUMENT, "constraint")
+    assert len(finish.error.message) < 400
+    assert not any(output.token_ids for output in outputs)
+    for task in both:
+        task.cancel()
+    await asyncio.gather(*both, return_exceptions=True)
+    await eventually(pair.idle, 10, "both halves to hold nothing")
 
 
 async def test_idle_engines_hardly_take_cpu(pair: Pair) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tokenizers import Tokenizer
 
 from fixtures.frontend import (
     ANSWER,
@@ -14,8 +15,18 @@ from fixtures.frontend import (
     endless,
 )
 from kvmesh.common.errors import KvmeshError
-from kvmesh.v1.engine_pb2 import SamplingParams
-from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest, FrontendServiceGenerateRequest, ListModelsRequest
+from kvmesh.v1.engine_pb2 import Constraint, SamplingParams
+from kvmesh.v1.frontend_pb2 import (
+    ChatMessage,
+    ChatRequest,
+    CompleteRequest,
+    FrontendServiceGenerateRequest,
+    ListModelsRequest,
+    Prompt,
+    RequestOptions,
+    Tool,
+    ToolCall,
+)
 
 
 async def test_grpc_chat(split: Split) -> None:
@@ -46,6 +57,106 @@ async def test_grpc_generate(split: Split, answer_ids: list[int]) -> None:
     assert not responses[-1].HasField("kvmesh")
     models = (await split.front.grpc.ListModels(ListModelsRequest())).models
     assert [model.name for model in models] == [MODEL]
+
+
+def user(content: str = "x") -> ChatMessage:
+    return ChatMessage(role="user", content=content)
+
+
+async def test_grpc_chat_offers_what_rest_does(split: Split, answer_ids: list[int]) -> None:
+    request = ChatRequest(
+        messages=[
+            user("hello"),
+            ChatMessage(role="assistant", tool_calls=[ToolCall(id="c", name="f", arguments="{}")]),
+            ChatMessage(role="tool", content="4", tool_call_id="c"),
+        ],
+        sampling=SamplingParams(seed=3, top_logprobs=1, logit_bias={5: -1}, temperature=0),
+        n=2,
+        tools=[Tool(name="f", parameters='{"type": "object"}')],
+        tool_choice="none",
+        options=RequestOptions(service_tier="flex", safety_identifier="me", priority=0, policy="random"),
+    )
+    responses = [response async for response in split.front.grpc.Chat(request)]
+    for index in (0, 1):
+        mine = [response for response in responses if response.index == index]
+        assert "".join(response.text for response in mine) == ANSWER
+        scores = [score for response in mine for score in response.logprobs]
+        assert b"".join(score.token for score in scores) == ANSWER.encode()
+        assert mine[-1].finish_reason == "stop"
+    assert [response.HasField("usage") for response in responses[-2:]] == [False, True]
+    assert sorted(received.sampling.seed for received in split.decode.received) == [3, 4]
+    assert dict(split.decode.received[0].sampling.logit_bias) == {5: -1}
+    route = split.front.router.requests[0]
+    assert (route.priority, route.session_id, route.policy) == (0, "me", "random")
+    await split.idle()
+
+
+async def test_grpc_calls(split: Split, tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode('{"a": 1}', add_special_tokens=False).ids, 2]
+    split.prefill.script = split.decode.script = lambda _: ids
+    request = ChatRequest(messages=[user()], tools=[Tool(name="f")], tool_name="f")
+    responses = [response async for response in split.front.grpc.Chat(request)]
+    calls = [call for response in responses for call in response.tool_calls]
+    assert calls[0].name == "f"
+    assert "".join(call.arguments for call in calls) == '{"a": 1}'
+    assert responses[-1].finish_reason == "tool_calls"
+    await split.idle()
+
+
+async def test_grpc_complete(split: Split, tokenizer: Tokenizer, answer_ids: list[int]) -> None:
+    request = CompleteRequest(
+        prompts=[Prompt(text="Once"), Prompt(text="Twice")],
+        sampling=SamplingParams(max_new_tokens=2, top_logprobs=0),
+        echo=True,
+        n=2,
+    )
+    responses = [response async for response in split.front.grpc.Complete(request)]
+    texts = ["".join(r.text for r in responses if r.index == index) for index in range(4)]
+    answer = tokenizer.decode(answer_ids[:2])
+    assert texts == [prompt + answer for prompt in ("Once", "Once", "Twice", "Twice")]
+    assert not responses[0].logprobs[0].HasField("logprob")
+    assert responses[-1].usage.completion_tokens == 8
+    await split.idle()
+
+
+async def test_grpc_generate_with_log_probabilities(split: Split) -> None:
+    sampling = SamplingParams(max_new_tokens=3, top_logprobs=1, prompt_logprobs=True)
+    request = FrontendServiceGenerateRequest(token_ids=[5, 6, 7], sampling=sampling)
+    responses = [response async for response in split.front.grpc.Generate(request)]
+    assert len(responses[0].prompt_logprobs) == 2
+    assert sum(len(response.logprobs) for response in responses) == 3
+    await split.idle()
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (CompleteRequest(), "prompts"),
+        (CompleteRequest(prompts=[Prompt()]), "prompts"),
+        (CompleteRequest(prompts=[Prompt(text="")]), "prompts"),
+        (
+            CompleteRequest(prompts=[Prompt(text="x")], options=RequestOptions(service_tier="gold")),
+            "options.service_tier",
+        ),
+        (
+            CompleteRequest(
+                prompts=[Prompt(text="x")],
+                sampling=SamplingParams(constraint=Constraint(json_schema="{")),
+            ),
+            "sampling.constraint.json_schema",
+        ),
+        (
+            CompleteRequest(prompts=[Prompt(text="x")], sampling=SamplingParams(top_logprobs=30)),
+            "sampling.top_logprobs",
+        ),
+    ],
+)
+async def test_grpc_completion_errors(split: Split, request_: CompleteRequest, param: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in split.front.grpc.Complete(request_)]
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert KvmeshError.from_rpc(caught.value, "frontend").param == param
+    await split.idle()
 
 
 @pytest.mark.parametrize(

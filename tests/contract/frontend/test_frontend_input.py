@@ -27,7 +27,17 @@ from fixtures.scripted_worker import ROLE_AGGREGATED
         ({"messages": []}, 400, "invalid_value", "messages"),
         ({"temperature": 9}, 400, "invalid_value", "temperature"),
         ({"max_tokens": "many"}, 400, "invalid_value", "max_tokens"),
-        ({"n": 3}, 400, "unsupported_parameter", "n"),
+        ({"n": 129}, 400, "invalid_value", "n"),
+        ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions"),
+        ({"logit_bias": {"49152": 1}}, 400, "invalid_value", "logit_bias"),
+        ({"guided_json": "{"}, 400, "invalid_value", "guided_json"),
+        ({"tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            400,
+            "unsupported_parameter",
+            "messages[0].content[0].type",
+        ),
         ({"stop_token_ids": [49152]}, 400, "invalid_value", "stop_token_ids"),
         ({"min_tokens": 9, "max_tokens": 3}, 400, "invalid_value", "min_tokens"),
         (

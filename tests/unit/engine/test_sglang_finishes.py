@@ -51,3 +51,30 @@ def test_other_aborts_are_errors_by_status(status: int | None, message: str, cod
     assert finish.error.code == code
     assert not finish.error.message.endswith(".")
     assert finish.error.message[0].islower() or finish.error.message.startswith("kV")
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (
+            "Failed to compile json grammar: [20:19:31] /p/cpp/schema.cc:41: enum array must not be empty\n",
+            "enum array must not be empty",
+        ),
+        ("Failed to compile regex grammar: Invalid regex: NUL bytes", "NUL bytes"),
+        ("Failed to compile structural_tag grammar: Grammar compilation failed: ", "it is malformed"),
+        (
+            "Grammar preprocessing timed out: req.grammar_key=('regex', 'a')",
+            "it takes too long to compile",
+        ),
+        (
+            "Grammar accept_token failed for req 1 with token 0: Tokens not accepted: 0\nKey string: root",
+            "it allows no answer",
+        ),
+    ],
+)
+def test_a_constraint_that_cannot_be_kept_is_the_clients_fault(message: str, problem: str) -> None:
+    finish = finish_of({"type": "abort", "message": message, "status_code": 500}, aborting=False)
+    assert finish is not None
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.param) == (ErrorCode.ERROR_CODE_INVALID_ARGUMENT, "constraint")
+    assert finish.error.message == f"the constraint cannot be kept: {problem}"

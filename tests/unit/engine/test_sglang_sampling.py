@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.engine.contract import Role, Sampling
-from kvmesh.engine.sglang.sampling import sampling_fields
+from kvmesh.engine.contract import Constraint, ConstraintKind, Role, Sampling
+from kvmesh.engine.sglang.sampling import logprob_fields, sampling_fields
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 VOCAB = 1_000
@@ -45,6 +45,26 @@ def test_seeds_and_stop_tokens_are_sent_only_when_given() -> None:
     assert given["stop_token_ids"] == [3, 5]
 
 
+def test_biases_and_constraints_are_sent_only_when_given() -> None:
+    assert not {"logit_bias", "json_schema", "regex"} & fields().keys()
+    given = fields(logit_bias={7: -100.0}, constraint=Constraint(ConstraintKind.REGEX, "a"))
+    assert (given["logit_bias"], given["regex"]) == ({"7": -100.0}, "a")
+
+
+@pytest.mark.parametrize(("role", "start"), [(Role.AGGREGATED, 0), (Role.PREFILL, 0), (Role.DECODE, -1)])
+def test_both_halves_ask_for_log_probabilities_and_one_for_the_prompts(role: Role, start: int) -> None:
+    assert logprob_fields(Sampling(), role) == {}
+    output = logprob_fields(Sampling(top_logprobs=0), role)
+    assert output == {"return_logprob": True, "top_logprobs_num": 0, "logprob_start_len": -1}
+    assert logprob_fields(Sampling(top_logprobs=2, prompt_logprobs=True), role)["logprob_start_len"] == start
+
+
+def test_a_least_length_cannot_be_kept_under_a_constraint() -> None:
+    with pytest.raises(KvmeshError) as caught:
+        fields(min_new_tokens=2, constraint=Constraint(ConstraintKind.REGEX, "a"))
+    assert caught.value.param == "min_new_tokens"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -56,6 +76,12 @@ def test_seeds_and_stop_tokens_are_sent_only_when_given() -> None:
         ("top_p", float("nan")),
         ("min_p", -0.1),
         ("min_p", 1.1),
+        ("logit_bias", {VOCAB: 1.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {5: 100.5}),
+        ("logit_bias", {5: float("nan")}),
+        ("top_logprobs", 21),
+        ("prompt_logprobs", True),
         ("top_k", 0),
         ("top_k", -2),
         ("frequency_penalty", 2.1),

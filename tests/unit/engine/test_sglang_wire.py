@@ -12,6 +12,7 @@ import pytest
 from msgspec.msgpack import Ext
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.engine.contract import Logprob
 from kvmesh.engine.sglang.wire import Wire
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -24,6 +25,13 @@ OUTPUTS = [
     "decoded_texts",
     "output_ids",
     "cached_tokens",
+    "input_token_logprobs_val",
+    "input_token_logprobs_idx",
+    "output_token_logprobs_val",
+    "input_top_logprobs_val",
+    "input_top_logprobs_idx",
+    "output_top_logprobs_val",
+    "output_top_logprobs_idx",
     "cached_tokens_details",
     "time_stats",
     "image_tokens",
@@ -70,6 +78,7 @@ def outputs(**fields: Any) -> bytes:
         "decoded_texts": ["x" * 1_000, ""],
         "output_ids": [packed(7), packed(8, 2)],
         "cached_tokens": [0, 16],
+        **dict.fromkeys(OUTPUTS[6:13]),
         "cached_tokens_details": [None, {"device": 16, "host": 0}],
         "time_stats": ["PickleWrapper", msgspec.msgpack.encode([None, (1.0, 2.0, 3.0, 4)])],
         "image_tokens": [0, 0],
@@ -100,6 +109,39 @@ def test_outputs_give_what_is_needed(wire: Wire) -> None:
     assert message.finished_reasons[1] == {"type": "stop", "matched": 2}
     assert wire.cached_details(message, 1) == {"device": 16, "host": 0}
     assert list(wire.times(message)) == [None, (1.0, 2.0, 3.0, 4)]
+
+
+def test_log_probabilities_of_those_who_asked(wire: Wire) -> None:
+    assert wire.logprobs(wire.decode(outputs())) is None
+    message = wire.decode(
+        outputs(
+            input_token_logprobs_val=[[], [None, -1.0, -2.0]],
+            input_top_logprobs_val=[[], [None, [-1.0], [-1.5]]],
+            input_top_logprobs_idx=[[], [None, [5], [6]]],
+            output_token_logprobs_val=[[], [-0.5, None]],
+            output_top_logprobs_val=[[], [[-0.5, -1.5], None]],
+            output_top_logprobs_idx=[[], [[8, 9], None]],
+        )
+    )
+    logprobs = wire.logprobs(message)
+    assert logprobs is not None
+    assert (logprobs.output(0), logprobs.prompt(0)) == ([], [])
+    assert logprobs.output(1) == [Logprob(-0.5, ((8, -0.5), (9, -1.5))), Logprob(float("-inf"), ())]
+    assert logprobs.prompt(1) == [Logprob(-1.0, ((5, -1.0),)), Logprob(-2.0, ((6, -1.5),))]
+
+
+def test_log_probabilities_without_alternatives(wire: Wire) -> None:
+    message = wire.decode(
+        outputs(
+            output_token_logprobs_val=[[-0.5], [-1.0, -2.0]],
+            output_top_logprobs_val=[[], [[], []]],
+            output_top_logprobs_idx=[[], [[], []]],
+        )
+    )
+    logprobs = wire.logprobs(message)
+    assert logprobs is not None
+    assert [logprobs.output(0), logprobs.output(1)] == [[Logprob(-0.5)], [Logprob(-1.0), Logprob(-2.0)]]
+    assert logprobs.prompt(1) == []
 
 
 def test_outputs_without_details_or_times(wire: Wire) -> None:

@@ -23,8 +23,11 @@ def chat(**fields: Any) -> tuple[ChatCompletionRequest, list[str]]:
 def refused(**fields: Any) -> KvmeshError:
     def use() -> None:
         request, _ = chat(**fields)
+        request.check()
+        request.sampling()
         request.conversation()
         request.template_args()
+        request.constraint()
 
     with pytest.raises(KvmeshError) as caught:
         use()
@@ -66,6 +69,23 @@ def refused(**fields: Any) -> KvmeshError:
         ("stream_options", True),
         ("n", 0),
         ("n", "2"),
+        ("n", 129),
+        ("logprobs", 3),
+        ("top_logprobs", 21),
+        ("top_logprobs", 1),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"-5": 1}),
+        ("logit_bias", {"²": 1}),
+        ("logit_bias", []),
+        ("service_tier", "gold"),
+        ("reasoning_effort", "extreme"),
+        ("verbosity", 3),
+        ("tools", {}),
+        ("tool_choice", "sometimes"),
+        ("tool_choice", "required"),
+        ("parallel_tool_calls", "yes"),
+        ("continue_final_message", True),
+        ("prompt_cache_key", 5),
         ("kvmesh", 1),
         ("chat_template_kwargs", []),
     ],
@@ -98,18 +118,15 @@ def test_bad_messages_name_their_place(messages: Any, param: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("top_logprobs", 3),
-        ("logit_bias", {"5": 1}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
+        ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "mp3"}),
+        ("web_search_options", {}),
         ("store", True),
-        ("service_tier", "flex"),
-        ("reasoning_effort", "high"),
+        ("echo", True),
+        ("best_of", 2),
+        ("suffix", "x"),
         ("chat_template", "{{ 1 }}"),
     ],
 )
@@ -167,6 +184,11 @@ def test_sampling_reaches_the_engine() -> None:
     assert params.max_new_tokens == 9
     assert params.presence_penalty == 1
     assert not params.HasField("frequency_penalty")
+    assert not params.HasField("top_logprobs")
+    request, _ = chat(logprobs=True, top_logprobs=5, logit_bias={"7": -100, "8": 2.5})
+    params = request.sampling()
+    assert params.top_logprobs == 5
+    assert dict(params.logit_bias) == {7: -100, 8: 2.5}
 
 
 def test_conversation() -> None:
@@ -183,10 +205,76 @@ def test_conversation() -> None:
     ]
 
 
-def test_tool_messages_are_refused() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
-    assert refused(messages=[call]).param == "messages[0].tool_calls"
-    assert refused(messages=[{"role": "tool", "content": "4"}]).param == "messages[0].role"
+def test_a_conversation_with_calls() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    request, _ = chat(
+        messages=[
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+            {"role": "tool", "content": [{"type": "text", "text": "4"}], "tool_call_id": "call_1"},
+            {"role": "assistant", "refusal": "no"},
+        ]
+    )
+    assert request.conversation() == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{**call, "function": {"name": "f", "arguments": {"x": 1}}}],
+            "reasoning_content": "hm",
+        },
+        {"role": "tool", "content": "4", "tool_call_id": "call_1"},
+        {"role": "assistant", "content": "no"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ({"role": "tool", "content": "4"}, INVALID, "messages[0].tool_call_id"),
+        ({"role": "function", "content": "4", "name": "f"}, UNSUPPORTED, "messages[0].role"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, UNSUPPORTED, "messages[0].function_call"),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{"}}]},
+            INVALID,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "x", "type": "custom"}]},
+            UNSUPPORTED,
+            "messages[0].tool_calls[0].type",
+        ),
+    ],
+)
+def test_bad_calls_name_their_place(message: Any, code: Any, param: str) -> None:
+    error = refused(messages=[message])
+    assert (error.code, error.param) == (code, param)
+
+
+def test_what_templates_are_given() -> None:
+    request, _ = chat(reasoning_effort="none", verbosity="low", chat_template_kwargs={"verbosity": "high"})
+    assert request.template_args() == {
+        "reasoning_effort": "none",
+        "enable_thinking": False,
+        "verbosity": "high",
+        "continue_final_message": False,
+        "add_generation_prompt": True,
+    }
+    request, _ = chat(messages=[*HELLO, {"role": "assistant", "content": "The"}], continue_final_message=True)
+    request.check()
+    args = request.template_args()
+    assert (args["continue_final_message"], args["add_generation_prompt"]) == (True, False)
+
+
+def test_tiers_and_sessions() -> None:
+    plain, flex = chat()[0], chat(service_tier="flex", user="me", prompt_cache_key="key")[0]
+    own = chat(service_tier="priority", kvmesh={"priority": -3, "session_id": "s"}, safety_identifier="x")[0]
+    assert [(r.tier(), r.session_id()) for r in (plain, flex, own)] == [
+        ("default", ""),
+        ("flex", "key"),
+        ("priority", "s"),
+    ]
+    assert flex.priority() < plain.priority() < chat(service_tier="priority")[0].priority()
+    assert own.priority() == -3
+    assert chat(safety_identifier="x")[0].session_id() == "x"
 
 
 @pytest.mark.parametrize(
@@ -198,25 +286,61 @@ def test_malformed_bodies(raw: bytes) -> None:
     assert caught.value.code == INVALID
 
 
-@pytest.mark.parametrize(("prompt", "one"), [("x", "x"), (["x"], "x"), ([5, 6], [5, 6]), ([[5, 6]], [5, 6])])
-def test_prompts(prompt: Any, one: Any) -> None:
-    request, _ = parse(CompletionRequest, orjson.dumps({"model": "m", "prompt": prompt}))
-    assert request.one_prompt() == one
+def complete(prompt: Any = "x", **fields: Any) -> CompletionRequest:
+    request, _ = parse(CompletionRequest, orjson.dumps({"model": "m", "prompt": prompt, **fields}))
+    request.check()
+    return request
 
 
-@pytest.mark.parametrize("prompt", ["", [], [""], [[]], None, 3, {"a": 1}, [-1], [1, "x"], [1.5]])
+@pytest.mark.parametrize(
+    ("prompt", "all_"),
+    [
+        ("x", ["x"]),
+        (["x"], ["x"]),
+        (["x", "y"], ["x", "y"]),
+        ([5, 6], [[5, 6]]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+    ],
+)
+def test_prompts(prompt: Any, all_: Any) -> None:
+    assert complete(prompt).prompts() == all_
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], None, 3, {"a": 1}, [-1], [1, "x"], [1.5], ["x", ""]])
 def test_bad_prompts(prompt: Any) -> None:
     with pytest.raises(KvmeshError) as caught:
-        parse(CompletionRequest, orjson.dumps({"model": "m", "prompt": prompt}))[0].one_prompt()
+        complete(prompt)
     assert caught.value.code == INVALID
     assert (caught.value.param or "").startswith("prompt")
 
 
-def test_several_prompts_are_refused() -> None:
-    request, _ = parse(CompletionRequest, orjson.dumps({"model": "m", "prompt": ["a", "b"]}))
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"best_of": 2}, UNSUPPORTED, "best_of"),
+        ({"n": 2, "best_of": 3}, UNSUPPORTED, "best_of"),
+        ({"suffix": "end"}, UNSUPPORTED, "suffix"),
+        ({"logprobs": 21}, INVALID, "logprobs"),
+        ({"logprobs": True}, INVALID, "logprobs"),
+        ({"max_tokens": 0}, INVALID, "max_tokens"),
+        ({"prompt": ["x"] * 100, "n": 100}, INVALID, "prompt"),
+        ({"tools": [{"type": "function"}]}, UNSUPPORTED, "tools"),
+        ({"reasoning_effort": "low"}, UNSUPPORTED, "reasoning_effort"),
+    ],
+)
+def test_bad_completions(fields: dict[str, Any], code: Any, param: str) -> None:
     with pytest.raises(KvmeshError) as caught:
-        request.one_prompt()
-    assert (caught.value.code, caught.value.param) == (UNSUPPORTED, "prompt")
+        complete(**fields)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_what_completions_ask_an_engine_for() -> None:
+    plain, scored = complete().sampling(), complete(logprobs=0, echo=True, max_tokens=0).sampling()
+    assert not plain.HasField("top_logprobs")
+    assert (scored.HasField("top_logprobs"), scored.top_logprobs, scored.prompt_logprobs) == (True, 0, True)
+    assert scored.max_new_tokens == 1
+    assert not complete(logprobs=2).sampling().prompt_logprobs
+    assert complete(n=2, best_of=2, suffix="").n == 2
 
 
 def test_millions_of_bad_items_make_one_error() -> None:

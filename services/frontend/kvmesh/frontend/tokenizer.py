@@ -61,7 +61,7 @@ class Tokenizer:
                 "the model has no chat template; use /v1/completions",
                 param="model",
             )
-        size = sum(len(message["content"] or "") for message in messages)
+        size = sum(len(message["content"]) for message in messages)
         return await _run(size, self._encode_chat, messages, template_args)
 
     def _encode(self, text: str, special: bool) -> list[int]:

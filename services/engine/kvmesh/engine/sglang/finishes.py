@@ -16,7 +16,7 @@ _LOAD_FAILED = "External KV cache load failed"
 # What it says of a constraint that it cannot compile, or not in time, or that nothing fulfils.
 _CONSTRAINT_FAILED = ("Failed to compile ", "Grammar preprocessing timed out", "rammar accept_token failed")
 # Where in which compiler's source a problem was found.
-_SOURCE = re.compile(r"^.*?: (?:\[[\d:]+\] \S+:\d+: )?")
+_SOURCE = re.compile(r"^(Failed|Grammar)[^:]*: ?((Grammar|Invalid)[^:]*: ?)?(\[[\d:]+\] \S+:\d+: )?")
 _ABORTED_BY_DECODE = "Aborted by decode-side abort notification"
 
 _CODES = {
@@ -67,4 +67,6 @@ def _problem(message: str) -> str:
     first = message.strip().splitlines()[0]
     if "accept_token" in first:
         return "it allows no answer"
+    if "timed out" in first:
+        return "it takes too long to compile"
     return _SOURCE.sub("", first, count=1)[:300].strip().rstrip(".:") or "it is malformed"

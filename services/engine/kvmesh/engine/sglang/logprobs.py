@@ -17,7 +17,6 @@ LOGPROB_FIELDS = (
     "output_top_logprobs_val",
     "output_top_logprobs_idx",
 )
-_NIL = b"\xc0"
 _Values = Sequence[float | None] | None
 _decode_values = msgspec.msgpack.Decoder(list[list[float | None] | None] | None).decode
 _decode_tops = msgspec.msgpack.Decoder(list[list[list[float] | None] | None] | None).decode
@@ -36,7 +35,8 @@ class StepLogprobs:
 
     @classmethod
     def of(cls, message: Any) -> StepLogprobs | None:
-        return None if message.output_token_logprobs_val == _NIL else cls(message)
+        # One byte: nil, or no request's.
+        return cls(message) if len(message.output_token_logprobs_val) > 1 else None
 
     def output(self, place: int) -> list[Logprob]:
         """Of the new tokens, in order; empty for a request that did not ask."""

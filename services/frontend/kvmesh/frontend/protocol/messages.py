@@ -74,14 +74,15 @@ def template_message(place: str, message: ChatMessage) -> dict[str, Any]:
     return turn
 
 
-def _content(place: str, message: ChatMessage) -> str | None:
+def _content(place: str, message: ChatMessage) -> str:
     content = message.content
     if content is None and message.role == "assistant":
         # What it said instead.
         if message.refusal is not None:
             return message.refusal
         if message.tool_calls:
-            return None
+            # Many templates take a string for granted.
+            return ""
     if content is None:
         raise invalid(f"{place}.content must be text", f"{place}.content")
     if isinstance(content, str):

@@ -1,0 +1,129 @@
+"""Tools that must be called, and conversations that continue, before workers that tests script."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from fixtures.frontend import Split, chunks_of, error_of
+from kvmesh.v1.errors_pb2 import Error, ErrorCode
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}, "strict": True}}
+    for name in ("f", "g")
+]
+CALLS = [{"name": "f", "arguments": {"city": "Paris é"}}, {"name": "g", "arguments": {}}]
+
+
+def answers(split: Split, tokenizer: Tokenizer, text: str) -> None:
+    ids = [*tokenizer.encode(text, add_special_tokens=False).ids, 2]
+    split.prefill.script = split.decode.script = lambda _: ids
+
+
+async def test_required_calls(split: Split, tokenizer: Tokenizer) -> None:
+    answers(split, tokenizer, json.dumps(CALLS))
+    answer = await split.front.openai.chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": "x"}],
+        tools=TOOLS,  # type: ignore[arg-type]
+        tool_choice="required",
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    called = choice.message.tool_calls or []
+    assert [json.loads(call.function.arguments) for call in called] == [  # type: ignore[union-attr]
+        call["arguments"] for call in CALLS
+    ]
+    assert len({call.id for call in called}) == 2
+    schema = json.loads(split.decode.received[0].sampling.constraint.json_schema)
+    assert schema["type"] == "array"
+    await split.idle()
+
+
+async def test_streamed_calls(split: Split, tokenizer: Tokenizer) -> None:
+    answers(split, tokenizer, json.dumps(CALLS))
+    async with split.front.openai.chat.completions.stream(
+        model="default",
+        messages=[{"role": "user", "content": "x"}],
+        tools=TOOLS,  # type: ignore[arg-type]
+        tool_choice="required",
+    ) as stream:
+        kinds = {event.type async for event in stream}
+        final = await stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    calls = final.choices[0].message.tool_calls or []
+    assert [call.function.name for call in calls] == ["f", "g"]
+    assert json.loads(calls[0].function.arguments) == CALLS[0]["arguments"]
+    assert final.choices[0].finish_reason == "tool_calls"
+    await split.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_named_call(split: Split, tokenizer: Tokenizer, stream: bool) -> None:
+    answers(split, tokenizer, '{"a": 1}')
+    choice = {"type": "function", "function": {"name": "g"}}
+    response = await split.front.chat(tools=TOOLS, tool_choice=choice, stream=stream, logprobs=True)
+    if stream:
+        pieces = [
+            call
+            for chunk in chunks_of(response.text)
+            for call in chunk["choices"][0]["delta"].get("tool_calls", [])
+        ]
+        assert (pieces[0]["function"]["name"], pieces[0]["type"]) == ("g", "function")
+        assert "".join(piece["function"]["arguments"] for piece in pieces) == '{"a": 1}'
+    else:
+        message = response.json()["choices"][0]["message"]
+        assert message["tool_calls"][0]["function"] == {"name": "g", "arguments": '{"a": 1}'}
+    await split.idle()
+
+
+async def test_a_constraint_the_engine_cannot_keep(split: Split) -> None:
+    split.prefill.failure = split.decode.failure = Error(
+        code=ErrorCode.ERROR_CODE_UNSUPPORTED, message="cannot", param="constraint"
+    )
+    response = await split.front.chat(tools=TOOLS, tool_choice="required")
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "tools")
+    await split.idle()
+
+
+async def test_a_conversation_with_calls_reaches_the_template(split: Split, tokenizer: Tokenizer) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "weather?"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny today"},
+    ]
+    assert (await split.front.chat(messages=messages, tools=TOOLS)).status_code == 200
+    text = tokenizer.decode(list(split.decode.received[0].token_ids), skip_special_tokens=False)
+    assert "sunny today" in text
+    await split.idle()
+
+
+async def test_the_answer_goes_on_with_the_last_message(split: Split, tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The capital"}]
+    for fields in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+        await split.front.chat(messages=messages, **fields)
+    texts = [
+        tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
+        for request in split.decode.received
+    ]
+    assert texts[0].endswith("The capital")
+    assert texts[1].rstrip().endswith("<|im_end|>")
+    await split.idle()
+
+
+async def test_priority_and_session_reach_the_router(split: Split) -> None:
+    response = await split.front.chat(service_tier="priority", safety_identifier="me")
+    route = split.front.router.requests[-1]
+    assert (route.priority, route.session_id) == (5, "me")
+    assert response.json()["service_tier"] == "priority"
+    assert split.decode.received[0].priority == 5
+    assert (await split.front.chat()).json()["service_tier"] == "default"
