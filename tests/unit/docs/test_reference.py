@@ -1,10 +1,19 @@
 """The reference pages say what the code does."""
 
+import os
+import re
 from pathlib import Path
 
-from kvmesh.common.errors import TABLE, ErrorCode
+import pytest
+import yaml
 
-REFERENCE = Path(__file__).resolve().parents[3] / "docs" / "reference"
+from kvmesh.common.errors import TABLE, ErrorCode
+from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest
+from kvmesh.frontend.protocol.body import REFUSED
+
+ROOT = Path(__file__).resolve().parents[3]
+REFERENCE = ROOT / "docs" / "reference"
+TRACES = Path(os.environ.get("KVMESH_TRACES", ROOT.parent / "shared" / "traces"))
 
 
 def test_errors_page_lists_the_whole_table() -> None:
@@ -25,3 +34,51 @@ def test_errors_page_lists_the_whole_table() -> None:
         for code, spec in TABLE.items()
     }
     assert rows - {("code", "gRPC", "HTTP", "OpenAI type", "OpenAI code", "retryable")} == expected
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The fields of the API page by section, with what is done with each."""
+    page: dict[str, dict[str, str]] = {}
+    section = ""
+    for line in (REFERENCE / "api.md").read_text().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif row := re.match(r"\| (`.*?) \| (supported|ignored|refused) \|", line):
+            page.setdefault(section, {}).update(dict.fromkeys(re.findall(r"`(\w+)`", row[1]), row[2]))
+    return page
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"), [("Chat", ChatCompletionRequest), ("Completions", CompletionRequest)]
+)
+def test_api_page_lists_every_field(
+    section: str, kind: type[ChatCompletionRequest | CompletionRequest]
+) -> None:
+    page = documented()
+    known = page["Both endpoints"] | page[section]
+    supported = set(kind.model_fields)
+    # `suffix` is known to be refused.
+    assert {name for name, what in known.items() if what == "supported"} == supported - {"suffix"}
+    assert {name for name, what in known.items() if what == "refused"} == REFUSED.keys() - supported | (
+        {"suffix"} & supported
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "schema"),
+    [("Chat", "CreateChatCompletionRequest"), ("Completions", "CreateCompletionRequest")],
+)
+def test_api_page_lists_every_field_of_openai(section: str, schema: str) -> None:
+    file = TRACES / "openai" / "openapi.yaml"
+    if not file.is_file():
+        pytest.skip(f"no {file}; set KVMESH_TRACES to the folder of public traces")
+    schemas = yaml.load(file.read_text(), yaml.CSafeLoader)["components"]["schemas"]
+
+    def fields(node: dict) -> set[str]:
+        found = set(node.get("properties", ()))
+        for part in node.get("allOf", ()):
+            found |= fields(schemas[part["$ref"].rpartition("/")[2]] if "$ref" in part else part)
+        return found
+
+    page = documented()
+    assert fields(schemas[schema]) <= (page["Both endpoints"] | page[section]).keys()

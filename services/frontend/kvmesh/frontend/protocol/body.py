@@ -28,13 +28,14 @@ Request = TypeVar("Request", bound=BaseModel)
 
 # Known fields that are not supported, with the values that ask for nothing special. A body that knows one
 # of them declares it, and is not bound by this.
-_REFUSED: dict[str, tuple[Any, ...]] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": (),
     "web_search_options": (),
     "store": (False,),
+    "moderation": (),
     "chat_template": (),
     # Of the other endpoint only.
     "best_of": (1,),
@@ -76,7 +77,7 @@ def validate(kind: type[Request], body: dict[str, Any]) -> tuple[Request, list[s
         raise explain_problem(error, body) from None
     ignored = []
     for name, value in (request.model_extra or {}).items():
-        neutral = _REFUSED.get(name)
+        neutral = REFUSED.get(name)
         if neutral is None:
             ignored.append(name)
         elif value is not None and not any(type(value) is type(v) and value == v for v in neutral):
