@@ -109,7 +109,8 @@ async def test_a_conversation_with_calls_reaches_the_template(split: Split, toke
 
 async def test_the_answer_goes_on_with_the_last_message(split: Split, tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The capital"}]
-    for fields in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+    wishes: list[dict[str, Any]] = [{"continue_final_message": True}, {"add_generation_prompt": False}]
+    for fields in wishes:
         await split.front.chat(messages=messages, **fields)
     texts = [
         tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
