@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Model:
     tokenizer: Tokenizer
     # Unix time at which this process first saw it.
     created: int
+    # Changes with the model and how it is served: seeds hold as long as it does not.
+    fingerprint: str
 
 
 class Models:
@@ -150,7 +153,7 @@ class Models:
         if old and old.info == info and old.kv == kv and old.tokenizer is tokenizer:
             return old
         created = self._created.setdefault(name, int(time.time()))
-        return Model(info, kv, tokenizer, created)
+        return Model(info, kv, tokenizer, created, _fingerprint(info, kv))
 
     def _want_tokenizer(self, path: str) -> None:
         if path in self._tokenizers or path in self._loading:
@@ -170,6 +173,11 @@ class Models:
         finally:
             del self._loading[path]
         self._settle()
+
+
+def _fingerprint(info: ModelInfo, kv: KvInfo) -> str:
+    served = info.SerializeToString(deterministic=True) + kv.SerializeToString(deterministic=True)
+    return f"fp_{hashlib.sha256(served).hexdigest()[:10]}"
 
 
 def complete(workers: Iterable[WorkerInfo]) -> bool:

@@ -69,6 +69,8 @@ class ConstraintFields(Body):
 
     def constraint(self) -> Named | None:
         """The one constraint there is. Raises KvmeshError for two, and for one that cannot be right."""
+        if not self.model_fields_set & _FIELDS:
+            return None
         found = [named for named in self._constraints() if named is not None]
         if len(found) > 1:
             raise invalid(f"{found[1].param} and {found[0].param} exclude each other", found[1].param)
@@ -94,6 +96,9 @@ class ConstraintFields(Body):
             _text("ebnf", self.ebnf, "ebnf"),
             _tag(self.structural_tag, "structural_tag"),
         ]
+
+
+_FIELDS = ConstraintFields.model_fields.keys()
 
 
 def schema_constraint(schema: Schema | None, param: str) -> Named | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -20,7 +19,6 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.client_watch import ClientWatch
 from kvmesh.frontend.explain import explanation_json, usage, usage_json
-from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import GenerationRequest
 from kvmesh.frontend.routes.choices import Choice
 from kvmesh.frontend.sse import DONE, ChunkWriter, error_chunk
@@ -149,7 +147,7 @@ class AnswerResponse(Response):
             "object": "chat.completion.chunk" if stream and self._chat else kind,
             "created": int(time.time()),
             "model": model.info.name,
-            "system_fingerprint": fingerprint(model),
+            "system_fingerprint": model.fingerprint,
             **({"service_tier": self._tier} if self._chat else {}),
         }
 
@@ -159,9 +157,3 @@ class AnswerResponse(Response):
             return []
         names = [quote(name[:64], safe="") for name in self._ignored[:_MAX_IGNORED_NAMES]]
         return [(b"x-kvmesh-ignored-params", ",".join(names).encode())]
-
-
-def fingerprint(model: Model) -> str:
-    """Changes with the model and how it is served: seeds hold as long as it does not."""
-    served = model.info.SerializeToString(deterministic=True) + model.kv.SerializeToString(deterministic=True)
-    return f"fp_{hashlib.sha256(served).hexdigest()[:10]}"
