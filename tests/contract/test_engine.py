@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
-import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from fixtures.mesh import SHALLOW
+from fixtures.engines import (
+    CONFIGS,
+    SPLIT,
+    Engines,
+    Running,
+    at,
+    check_outputs,
+    fresh_prompt,
+    greedy,
+    refused,
+    request,
+    tokens_of,
+)
 from fixtures.waiting import eventually
-from kvmesh.common.config import Config, load_config
+from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import hash_tokens
 from kvmesh.engine.contract import (
-    BlocksCleared,
-    BlocksRemoved,
-    BlocksStored,
     Bootstrap,
     Constraint,
     ConstraintKind,
-    Engine,
-    EngineInfo,
-    EngineRequest,
     FinishReason,
     Logprob,
     Role,
@@ -35,95 +38,10 @@ from kvmesh.engine.contract import (
     StepOutput,
 )
 from kvmesh.engine.mock.engine import MockEngine
-from kvmesh.engine.model import resolve_model
-from kvmesh.engine.registry import make_engine
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # One event loop for all, so that engines can be started once.
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "mock": {"engine": {"kind": "mock", "mock": {"total_blocks": 256, "bootstrap_timeout_s": 1.0}}},
-    # Float32: in bf16 the shape of a batch can flip a greedy choice.
-    "sglang": {
-        "model": {"dtype": "float32"},
-        "kvbm": {"enabled": False},
-        "engine": {"kind": "sglang", "args": {"max_total_tokens": 4096, **SHALLOW}},
-    },
-}
-SPLIT = [Role.PREFILL, Role.DECODE]
-_numbers = itertools.count(1)
-
-
-class Running:
-    """A started engine and the blocks its events say it has."""
-
-    def __init__(self, engine: Engine, info: EngineInfo) -> None:
-        self.engine = engine
-        self.info = info
-        self.blocks: set[int] = set()
-        self._follower = asyncio.create_task(self._follow())
-
-    @classmethod
-    async def start(cls, config: Config, role: Role) -> Running:
-        engine = make_engine(
-            config,
-            role,
-            model_path=resolve_model(config).path,
-            worker_id=f"{role}-0",
-            bootstrap_host="127.0.0.1",
-        )
-        return cls(engine, await engine.start())
-
-    async def _follow(self) -> None:
-        async for events in self.engine.kv_events():
-            for event in events:
-                match event:
-                    case BlocksStored(hashes, parent):
-                        assert parent is None or parent in self.blocks
-                        self.blocks.update(hashes)
-                    case BlocksRemoved(hashes):
-                        self.blocks.difference_update(hashes)
-                    case BlocksCleared():
-                        self.blocks.clear()
-
-    def idle(self) -> bool:
-        load = self.engine.load()
-        return not (load.requests or load.queued_requests or load.blocks_used or load.transfers)
-
-    async def run(self, request: EngineRequest) -> list[StepOutput]:
-        return [output async for output in self.engine.generate(request)]
-
-    async def close(self) -> None:
-        self._follower.cancel()
-        await self.engine.close()
-
-
-class Engines:
-    """Engines of one kind, started when first asked for."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._running: dict[Role, Running] = {}
-
-    async def get(self, role: Role) -> Running:
-        if role not in self._running:
-            self._running[role] = await Running.start(self.config, role)
-        return self._running[role]
-
-    async def split(
-        self, prompt: Sequence[int], sampling: Sampling
-    ) -> tuple[list[StepOutput], list[StepOutput]]:
-        """What prefill and what decode say to one split request."""
-        prefill, decode = await self.get(Role.PREFILL), await self.get(Role.DECODE)
-        meeting = at(prefill)
-        return await asyncio.gather(
-            prefill.run(request(prompt, sampling, meeting)), decode.run(request(prompt, sampling, meeting))
-        )
-
-    async def close(self) -> None:
-        for running in self._running.values():
-            await running.close()
 
 
 @pytest_asyncio.fixture(
@@ -142,51 +60,6 @@ async def engines(request: pytest.FixtureRequest) -> AsyncIterator[Engines]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def aggregated(engines: Engines) -> Running:
     return await engines.get(Role.AGGREGATED)
-
-
-def at(prefill: Running) -> Bootstrap:
-    """A fresh room at a prefill engine."""
-    return Bootstrap(prefill.info.bootstrap_host, prefill.info.bootstrap_port, random.getrandbits(63))
-
-
-def fresh_prompt(length: int) -> list[int]:
-    """A prompt no engine has seen."""
-    chance = random.Random(next(_numbers))
-    return [chance.randrange(1_000, 40_000) for _ in range(length)]
-
-
-def request(
-    prompt: Sequence[int], sampling: Sampling | None = None, bootstrap: Bootstrap | None = None, **fields: Any
-) -> EngineRequest:
-    return EngineRequest("test", prompt, sampling or greedy(8), bootstrap, **fields)
-
-
-def greedy(tokens: int | None, **fields: Any) -> Sampling:
-    """Runs its full length unless told otherwise."""
-    return Sampling(**{"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True, **fields})
-
-
-def tokens_of(outputs: list[StepOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def check_outputs(outputs: list[StepOutput]) -> FinishReason:
-    """The shape every request's outputs have; returns how it ended."""
-    assert [output.finish is not None for output in outputs] == [False] * (len(outputs) - 1) + [True]
-    assert outputs[0].cached is not None
-    assert all(output.cached is None for output in outputs[1:])
-    assert len({output.handle for output in outputs}) == 1
-    finish = outputs[-1].finish
-    assert finish is not None
-    return finish.reason
-
-
-async def refused(engine: Engine, bad: EngineRequest) -> KvmeshError:
-    before = engine.load().requests
-    with pytest.raises(KvmeshError) as caught:
-        engine.submit(bad, lambda outputs: None)
-    assert engine.load().requests == before
-    return caught.value
 
 
 async def test_info_describes_a_pool_that_can_hold_the_context(aggregated: Running) -> None:
