@@ -31,7 +31,7 @@ pub struct Scrubbed {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Of the blocks, those dropped.
+    /// Blocks dropped, copies of those that were bad in another tier included.
     pub corrupt: u64,
     /// Passes that saw all of the tier.
     pub passes: u64,
@@ -211,11 +211,15 @@ impl Work {
                 return self.stops_within(Duration::ZERO);
             };
             {
-                let (_, totals) = &mut self.totals.lock()[number];
-                totals.blocks += checked.blocks;
-                totals.bytes += checked.bytes;
-                totals.corrupt += checked.corrupt.len() as u64;
-                totals.passes += u64::from(checked.next.is_none());
+                let mut totals = self.totals.lock();
+                for (kind, _) in &checked.corrupt {
+                    let of_kind = totals.iter_mut().filter(|(other, _)| other == kind);
+                    of_kind.for_each(|(_, total)| total.corrupt += 1);
+                }
+                let (_, total) = &mut totals[number];
+                total.blocks += checked.blocks;
+                total.bytes += checked.bytes;
+                total.passes += u64::from(checked.next.is_none());
             }
             let seconds = checked.bytes as f64 / self.settings.bytes_per_s as f64;
             let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);

@@ -405,7 +405,7 @@ class StoreScrubbed(TypedDict):
 
     blocks: int
     bytes: int
-    # Of the blocks, those dropped.
+    # Blocks dropped, copies of those that were bad in another tier included.
     corrupt: int
     # Passes that saw all of the tier.
     passes: int
