@@ -207,21 +207,23 @@ async def test_a_placement_tells_the_store_what_will_be_asked_for(
     await bus.start()
     feed = IndexFeed(PrefixIndex(), members, bus, channels, "kvbm-0", kept.address, "node-a")
     prefetches = Prefetches(feed, channels)
+    router = RouterService(members, bus, feed, RouterConfig(), random=Random(0), prefetches=prefetches)
     try:
         await feed.start()
-        config = RouterConfig(policy="kv", lease_ttl_s=10.0)
-        router = RouterService(members, bus, feed, config, random=Random(0), prefetches=prefetches)
+        router.start()
         members.put(worker_info("a", model="m", page_size=1))
         await eventually(lambda: feed.blocks_of("kvbm-0") == 32)
         placed = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))
         assert placed.expected.cached.nvme == 32
         await promoted(stub, 32)
+        router.routing.end(placed.lease.id)
         # All are in memory now: nothing is left to be told.
         await eventually(lambda: feed.blocks_of("kvbm-0") == 64)
         again = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))
         assert again.expected.cached.nvme == 0
         assert not prefetches.under_way
     finally:
+        router.close()
         await prefetches.close()
         await feed.close()
         await bus.close()
