@@ -5,4 +5,4 @@ import os
 # One machine runs many engines and servers at once during the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["fixtures.mesh", "fixtures.nats", "fixtures.sglang_modules"]
+pytest_plugins = ["fixtures.mesh", "fixtures.nats", "fixtures.sglang_modules", "fixtures.kvbm"]

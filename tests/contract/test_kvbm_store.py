@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fixtures.mesh import free_port
+from fixtures.kvbm import MIB, NAMESPACE, SEGMENTS, Kvbm, Pool, chain, numbers
 from fixtures.nats import NatsServer
 from fixtures.waiting import eventually
 from kvmesh.common.bus import Bus
@@ -32,116 +31,12 @@ from kvmesh.v1.events_pb2_grpc import EventServiceStub
 from kvmesh.v1.kvbm_pb2 import FlushRequest, GetStatsRequest, HintRequest, PinRequest, ReleaseRequest
 from kvmesh.v1.kvbm_pb2_grpc import KvbmServiceStub
 
-MIB = 1 << 20
-SEGMENTS = [4096] * 4
-NAMESPACE: dict[str, Any] = {
-    "model": "m",
-    "revision": "1",
-    "dtype": "float32",
-    "layout": "nhd",
-    "rank": 0,
-    "ranks": 1,
-    "segments": SEGMENTS,
-}
-
-
-class Pool:
-    """An engine's pages: four buffers, one a segment."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        noise = np.random.default_rng(seed)
-        self.buffers = [noise.integers(0, 256, (count, size), np.uint8) for size in SEGMENTS]
-        bases = [buffer.ctypes.data for buffer in self.buffers]
-        self.pages = Pages(list(self.buffers), bases, SEGMENTS, SEGMENTS, count)
-
-
-class Kvbm:
-    """A kvbm process that can be killed and started again."""
-
-    def __init__(
-        self, home: Path, nats_url: str = "", host_bytes: int = 8 * MIB, nvme: Path | None = None
-    ) -> None:
-        self.home = home
-        self.socket = str(home / "kvbm.sock")
-        self.port, self.metrics_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("KVMESH_")} | {
-            "KVMESH_HOME": str(home),
-            "KVMESH_NODE": "node-a",
-            "KVMESH_NATS__URL": nats_url or f"nats://127.0.0.1:{free_port()}",
-            "KVMESH_KVBM__PORT": str(self.port),
-            "KVMESH_KVBM__METRICS_PORT": str(self.metrics_port),
-            "KVMESH_KVBM__HOST_BYTES": str(host_bytes),
-            "KVMESH_KVBM__SHM_DIR": str(home),
-        }
-        if nvme is not None:
-            self._environment |= {
-                "KVMESH_KVBM__NVME__PATH": str(nvme),
-                "KVMESH_KVBM__NVME__CAPACITY": str(32 * MIB),
-            }
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def spawn(self, **environment: str) -> subprocess.Popen[bytes]:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kvmesh.kvbm"],
-            env=self._environment | environment,
-            stderr=subprocess.PIPE,
-        )
-        return self.process
-
-    async def start(self) -> None:
-        """Return when it is ready."""
-        process = self.spawn()
-
-        def ready() -> bool:
-            assert process.poll() is None, "kvbm ended"
-            try:
-                return httpx.get(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=1).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await eventually(ready, 40)
-
-    def end(self, how: int = signal.SIGTERM) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        with self.process:
-            return self.process.wait(20)
-
-    def client(self, timeout_s: float = 5.0) -> StoreClient:
-        client = StoreClient(self.socket, **NAMESPACE, engine=os.getpid(), timeout_s=timeout_s)
-        client.connect()
-        return client
-
-
-@pytest.fixture
-async def kvbm(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Kvbm]:
-    store = Kvbm(tmp_path, nats.url)
-    await store.start()
-    yield store
-    if store.process is not None and store.process.poll() is None:
-        store.end(signal.SIGKILL)
-
-
-@pytest.fixture
-async def channel(kvbm: Kvbm) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(kvbm.address) as channel:
-        yield channel
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StoreServer]:
     server = StoreServer(str(tmp_path / "kvbm.sock"), 2 * MIB, str(tmp_path))
     yield server
     server.stop()
-
-
-def chain(blocks: int, start: int = 0) -> bytes:
-    return page_digests(list(range(start, start + blocks)), 1)
-
-
-def numbers(digests: bytes) -> list[int]:
-    return [int.from_bytes(digests[at : at + 8]) for at in range(0, len(digests), 32)]
 
 
 async def stats(channel: grpc.aio.Channel) -> Any:

@@ -31,7 +31,7 @@ def kvmesh(*arguments: str, home: Path, **environment: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "logs", "chat", "config", "index"])
+@pytest.mark.parametrize("command", ["up", "down", "status", "logs", "chat", "config", "index", "kvbm"])
 def test_every_command_explains_itself(command: str) -> None:
     runner = CliRunner()
     assert command in runner.invoke(app, ["--help"]).stdout

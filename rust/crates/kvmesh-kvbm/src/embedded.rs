@@ -117,7 +117,12 @@ impl BlockStore {
     /// The uppermost tier that has each block.
     pub fn contains(&self, digests: &[Digest]) -> Vec<Option<Kind>> {
         (digests.iter())
-            .map(|digest| self.store.place_of(self.namespace, digest))
+            .map(|digest| {
+                self.store
+                    .places_of(self.namespace, digest)
+                    .first()
+                    .copied()
+            })
             .collect()
     }
 

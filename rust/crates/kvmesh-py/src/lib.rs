@@ -22,6 +22,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<index::PyPrefixIndex>()?;
     module.add_function(wrap_pyfunction!(kvbm::page_digests, module)?)?;
     module.add_class::<kvbm::StoreServer>()?;
+    module.add_class::<kvbm::Warming>()?;
     module.add_class::<kvbm::StoreClient>()?;
     module.add_class::<tiered::TieredStore>()?;
     module.add_class::<kvbm::Lease>()?;

@@ -124,10 +124,10 @@ class Audit:
         """What a router or the holder itself has."""
         return Held.of(await EventSource(self._channels, address).snapshot(holder_id))
 
-    async def verify(self, router: str) -> list[Comparison]:
-        """Compare a router's part of every holder it knows with what that has."""
-        state = await self.state(router)
-        return list(await asyncio.gather(*(self._compare(router, held.id) for held in state.holders)))
+    async def verify(self, router: str, holder: str | None = None) -> list[Comparison]:
+        """Compare a router's part of every holder it knows, or of one, with what that has."""
+        known = [holder] if holder else [held.id for held in (await self.state(router)).holders]
+        return list(await asyncio.gather(*(self._compare(router, held) for held in known)))
 
     async def _compare(self, router: str, holder_id: str) -> Comparison:
         loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ from kvmesh.common.errors import KvmeshError, invalid
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 class Section(BaseModel):
@@ -150,6 +151,8 @@ class KvbmConfig(Listen):
     nvme: NvmeTierConfig = NvmeTierConfig()
     pin_bytes_per_tenant: int = Field(default=0, ge=0)
     """bytes of the host tier each tenant may pin; 0: a quarter of it"""
+    scrub_bytes_per_s: int = Field(default=32 * MIB, ge=0)
+    """how fast blocks at rest are checked, over all tiers; 0: only those that are read"""
 
 
 class MockConfig(Section):

@@ -121,6 +121,9 @@ class RouterMetrics:
         self.lag = Gauge(f"{p}_index_behind_batches", "batches known of but not applied, over all holders")
         self.index_blocks = Gauge(f"{p}_index_blocks", "(block, holder, tier) entries")
         self.index_bytes = Gauge(f"{p}_index_bytes", "memory of the prefix index")
+        self.prefetches = Counter(
+            f"{p}_prefetches_total", "hints to stores to bring a placed prompt's blocks up", ["result"]
+        )
         self.index_holders = Gauge(f"{p}_index_holders", "holders known", ["state"])
 
 
@@ -167,6 +170,8 @@ class KvbmMetrics:
         self.lookups = Counter(f"{p}_lookups_total", "blocks looked up", ["tier"])
         self.hits = Counter(f"{p}_hits_total", "blocks found", ["tier"])
         self.corrupt = Counter(f"{p}_corrupt_total", "blocks dropped for a wrong checksum", ["tier"])
+        self.scrubbed = Counter(f"{p}_scrubbed_total", "blocks checked at rest", ["tier"])
+        self.scrub_passes = Counter(f"{p}_scrub_passes_total", "passes over all of the tier", ["tier"])
         self.engines = Gauge(f"{p}_engines", "engines connected")
         self.pins = Gauge(f"{p}_pins", "pins held")
         self.pinned_bytes = Gauge(f"{p}_pinned_bytes", "bytes of pinned blocks")
@@ -182,6 +187,9 @@ class KvbmMetrics:
         self.nvme_promoted = Counter(f"{p}_nvme_promoted_total", "blocks read back")
         self.nvme_failed = Counter(f"{p}_nvme_failed_total", "blocks that could not be read back")
         self.nvme_bytes = Counter(f"{p}_nvme_bytes_total", "bytes moved", ["direction"])
+        self.prefetches_late = Counter(
+            f"{p}_prefetches_late_total", "blocks of prefetches whose time was over before they were begun"
+        )
 
 
 rpc = cache(RpcMetrics)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvmesh.v1 import common_pb2 as kvmesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmesh/v1/kvbm.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\"\x11\n\x0fGetStatsRequest\"\xca\x01\n\x10GetStatsResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12#\n\x05tiers\x18\x03 \x03(\x0b\x32\x14.kvmesh.v1.TierStats\x12\x0f\n\x07\x65ngines\x18\x04 \x01(\r\x12\x10\n\x08\x65viction\x18\x05 \x01(\t\x12\'\n\x04nvme\x18\x06 \x01(\x0b\x32\x14.kvmesh.v1.NvmeStatsH\x00\x88\x01\x01\x12\x0c\n\x04pins\x18\x07 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x08 \x01(\x04\x42\x07\n\x05_nvme\"\xe6\x02\n\tTierStats\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x04\x12\x15\n\rblocks_in_use\x18\x05 \x01(\x04\x12\x14\n\x0cstored_total\x18\x06 \x01(\x04\x12\x14\n\x0cloaded_total\x18\x07 \x01(\x04\x12\x15\n\revicted_total\x18\x08 \x01(\x04\x12\x15\n\rlookups_total\x18\t \x01(\x04\x12\x12\n\nhits_total\x18\n \x01(\x04\x12\x15\n\rcorrupt_total\x18\x0b \x01(\x04\x12\x32\n\x07\x65victed\x18\x0c \x03(\x0b\x32!.kvmesh.v1.TierStats.EvictedEntry\x1a.\n\x0c\x45victedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbd\x02\n\tNvmeStats\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\n\n\x02io\x18\x02 \x01(\t\x12\x15\n\routages_total\x18\x03 \x01(\x04\x12\x11\n\trecovered\x18\x04 \x01(\x04\x12\x15\n\rspilled_total\x18\x05 \x01(\x04\x12\x12\n\nshed_total\x18\x06 \x01(\x04\x12\x16\n\x0eunlikely_total\x18\x07 \x01(\x04\x12\x19\n\x11over_budget_total\x18\x08 \x01(\x04\x12\x16\n\x0eunplaced_total\x18\t \x01(\x04\x12\x16\n\x0epromoted_total\x18\n \x01(\x04\x12\x14\n\x0c\x66\x61iled_total\x18\x0b \x01(\x04\x12\x0e\n\x06\x63oming\x18\x0c \x01(\x04\x12\x1b\n\x13written_bytes_total\x18\r \x01(\x04\x12\x18\n\x10read_bytes_total\x18\x0e \x01(\x04\"-\n\x0c\x46lushRequest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\"\x1f\n\rFlushResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"L\n\nPinRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"=\n\x0bPinResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"!\n\x0eReleaseRequest\x12\x0f\n\x07receipt\x18\x01 \x01(\x04\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\xb0\x01\n\x0bHintRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\x12\x14\n\x07session\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x07returns\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\ttool_call\x18\x05 \x01(\x08\x12\x19\n\x0creturns_in_s\x18\x06 \x01(\x02H\x02\x88\x01\x01\x42\n\n\x08_sessionB\n\n\x08_returnsB\x0f\n\r_returns_in_s\"\x0e\n\x0cHintResponse2\xbf\x02\n\x0bKvbmService\x12\x43\n\x08GetStats\x12\x1a.kvmesh.v1.GetStatsRequest\x1a\x1b.kvmesh.v1.GetStatsResponse\x12:\n\x05\x46lush\x12\x17.kvmesh.v1.FlushRequest\x1a\x18.kvmesh.v1.FlushResponse\x12\x34\n\x03Pin\x12\x15.kvmesh.v1.PinRequest\x1a\x16.kvmesh.v1.PinResponse\x12@\n\x07Release\x12\x19.kvmesh.v1.ReleaseRequest\x1a\x1a.kvmesh.v1.ReleaseResponse\x12\x37\n\x04Hint\x12\x16.kvmesh.v1.HintRequest\x1a\x17.kvmesh.v1.HintResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmesh/v1/kvbm.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\"\x11\n\x0fGetStatsRequest\"\xca\x01\n\x10GetStatsResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12#\n\x05tiers\x18\x03 \x03(\x0b\x32\x14.kvmesh.v1.TierStats\x12\x0f\n\x07\x65ngines\x18\x04 \x01(\r\x12\x10\n\x08\x65viction\x18\x05 \x01(\t\x12\'\n\x04nvme\x18\x06 \x01(\x0b\x32\x14.kvmesh.v1.NvmeStatsH\x00\x88\x01\x01\x12\x0c\n\x04pins\x18\x07 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x08 \x01(\x04\x42\x07\n\x05_nvme\"\x9a\x03\n\tTierStats\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x04\x12\x15\n\rblocks_in_use\x18\x05 \x01(\x04\x12\x14\n\x0cstored_total\x18\x06 \x01(\x04\x12\x14\n\x0cloaded_total\x18\x07 \x01(\x04\x12\x15\n\revicted_total\x18\x08 \x01(\x04\x12\x15\n\rlookups_total\x18\t \x01(\x04\x12\x12\n\nhits_total\x18\n \x01(\x04\x12\x15\n\rcorrupt_total\x18\x0b \x01(\x04\x12\x32\n\x07\x65victed\x18\x0c \x03(\x0b\x32!.kvmesh.v1.TierStats.EvictedEntry\x12\x16\n\x0escrubbed_total\x18\r \x01(\x04\x12\x1a\n\x12scrub_passes_total\x18\x0e \x01(\x04\x1a.\n\x0c\x45victedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xd1\x02\n\tNvmeStats\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\n\n\x02io\x18\x02 \x01(\t\x12\x15\n\routages_total\x18\x03 \x01(\x04\x12\x11\n\trecovered\x18\x04 \x01(\x04\x12\x15\n\rspilled_total\x18\x05 \x01(\x04\x12\x12\n\nshed_total\x18\x06 \x01(\x04\x12\x16\n\x0eunlikely_total\x18\x07 \x01(\x04\x12\x19\n\x11over_budget_total\x18\x08 \x01(\x04\x12\x16\n\x0eunplaced_total\x18\t \x01(\x04\x12\x16\n\x0epromoted_total\x18\n \x01(\x04\x12\x14\n\x0c\x66\x61iled_total\x18\x0b \x01(\x04\x12\x0e\n\x06\x63oming\x18\x0c \x01(\x04\x12\x1b\n\x13written_bytes_total\x18\r \x01(\x04\x12\x18\n\x10read_bytes_total\x18\x0e \x01(\x04\x12\x12\n\nlate_total\x18\x0f \x01(\x04\"-\n\x0c\x46lushRequest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\"\x1f\n\rFlushResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"L\n\nPinRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"=\n\x0bPinResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"!\n\x0eReleaseRequest\x12\x0f\n\x07receipt\x18\x01 \x01(\x04\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\xb0\x01\n\x0bHintRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\x12\x14\n\x07session\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x07returns\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\ttool_call\x18\x05 \x01(\x08\x12\x19\n\x0creturns_in_s\x18\x06 \x01(\x02H\x02\x88\x01\x01\x42\n\n\x08_sessionB\n\n\x08_returnsB\x0f\n\r_returns_in_s\"\x0e\n\x0cHintResponse\"s\n\x0fPrefetchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\x12\x0e\n\x06hashes\x18\x03 \x03(\x06\x12\x1d\n\x04tier\x18\x04 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x11\n\twithin_ms\x18\x05 \x01(\r\"0\n\x10PrefetchResponse\x12\x0c\n\x04here\x18\x01 \x01(\x04\x12\x0e\n\x06\x63oming\x18\x02 \x01(\x04\"M\n\x0c\x45victRequest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"\x1f\n\rEvictResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"/\n\rLocateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\">\n\x0eLocateResponse\x12,\n\nnamespaces\x18\x01 \x03(\x0b\x32\x18.kvmesh.v1.LocatedBlocks\"\x93\x01\n\rLocatedBlocks\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\r\n\x05ranks\x18\x06 \x01(\r\x12%\n\x06\x62locks\x18\x07 \x03(\x0b\x32\x15.kvmesh.v1.BlockTiers\",\n\nBlockTiers\x12\x1e\n\x05tiers\x18\x01 \x03(\x0e\x32\x0f.kvmesh.v1.Tier\"C\n\rVerifyRequest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x13\n\x0b\x62ytes_per_s\x18\x02 \x01(\x04\"\x9b\x01\n\x0eVerifyResponse\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12(\n\x07\x63orrupt\x18\x04 \x03(\x0b\x32\x17.kvmesh.v1.CorruptBlock\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\x12\x0f\n\x07problem\x18\x06 \x01(\t\"=\n\x0c\x43orruptBlock\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"\x1c\n\x0bWarmRequest\x12\r\n\x05model\x18\x01 \x01(\t\"N\n\x0cWarmResponse\x12\x0f\n\x07\x62rought\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x0f\n\x07to_come\x18\x03 \x01(\x04\x12\x0c\n\x04left\x18\x04 \x01(\x04\"\x10\n\x0ePersistRequest\"\x11\n\x0fPersistResponse2\xbd\x05\n\x0bKvbmService\x12\x43\n\x08GetStats\x12\x1a.kvmesh.v1.GetStatsRequest\x1a\x1b.kvmesh.v1.GetStatsResponse\x12:\n\x05\x46lush\x12\x17.kvmesh.v1.FlushRequest\x1a\x18.kvmesh.v1.FlushResponse\x12\x34\n\x03Pin\x12\x15.kvmesh.v1.PinRequest\x1a\x16.kvmesh.v1.PinResponse\x12@\n\x07Release\x12\x19.kvmesh.v1.ReleaseRequest\x1a\x1a.kvmesh.v1.ReleaseResponse\x12\x37\n\x04Hint\x12\x16.kvmesh.v1.HintRequest\x1a\x17.kvmesh.v1.HintResponse\x12\x43\n\x08Prefetch\x12\x1a.kvmesh.v1.PrefetchRequest\x1a\x1b.kvmesh.v1.PrefetchResponse\x12:\n\x05\x45vict\x12\x17.kvmesh.v1.EvictRequest\x1a\x18.kvmesh.v1.EvictResponse\x12=\n\x06Locate\x12\x18.kvmesh.v1.LocateRequest\x1a\x19.kvmesh.v1.LocateResponse\x12?\n\x06Verify\x12\x18.kvmesh.v1.VerifyRequest\x1a\x19.kvmesh.v1.VerifyResponse0\x01\x12\x39\n\x04Warm\x12\x16.kvmesh.v1.WarmRequest\x1a\x17.kvmesh.v1.WarmResponse0\x01\x12@\n\x07Persist\x12\x19.kvmesh.v1.PersistRequest\x1a\x1a.kvmesh.v1.PersistResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,27 +39,57 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSRESPONSE']._serialized_start=79
   _globals['_GETSTATSRESPONSE']._serialized_end=281
   _globals['_TIERSTATS']._serialized_start=284
-  _globals['_TIERSTATS']._serialized_end=642
-  _globals['_TIERSTATS_EVICTEDENTRY']._serialized_start=596
-  _globals['_TIERSTATS_EVICTEDENTRY']._serialized_end=642
-  _globals['_NVMESTATS']._serialized_start=645
-  _globals['_NVMESTATS']._serialized_end=962
-  _globals['_FLUSHREQUEST']._serialized_start=964
-  _globals['_FLUSHREQUEST']._serialized_end=1009
-  _globals['_FLUSHRESPONSE']._serialized_start=1011
-  _globals['_FLUSHRESPONSE']._serialized_end=1042
-  _globals['_PINREQUEST']._serialized_start=1044
-  _globals['_PINREQUEST']._serialized_end=1120
-  _globals['_PINRESPONSE']._serialized_start=1122
-  _globals['_PINRESPONSE']._serialized_end=1183
-  _globals['_RELEASEREQUEST']._serialized_start=1185
-  _globals['_RELEASEREQUEST']._serialized_end=1218
-  _globals['_RELEASERESPONSE']._serialized_start=1220
-  _globals['_RELEASERESPONSE']._serialized_end=1255
-  _globals['_HINTREQUEST']._serialized_start=1258
-  _globals['_HINTREQUEST']._serialized_end=1434
-  _globals['_HINTRESPONSE']._serialized_start=1436
-  _globals['_HINTRESPONSE']._serialized_end=1450
-  _globals['_KVBMSERVICE']._serialized_start=1453
-  _globals['_KVBMSERVICE']._serialized_end=1772
+  _globals['_TIERSTATS']._serialized_end=694
+  _globals['_TIERSTATS_EVICTEDENTRY']._serialized_start=648
+  _globals['_TIERSTATS_EVICTEDENTRY']._serialized_end=694
+  _globals['_NVMESTATS']._serialized_start=697
+  _globals['_NVMESTATS']._serialized_end=1034
+  _globals['_FLUSHREQUEST']._serialized_start=1036
+  _globals['_FLUSHREQUEST']._serialized_end=1081
+  _globals['_FLUSHRESPONSE']._serialized_start=1083
+  _globals['_FLUSHRESPONSE']._serialized_end=1114
+  _globals['_PINREQUEST']._serialized_start=1116
+  _globals['_PINREQUEST']._serialized_end=1192
+  _globals['_PINRESPONSE']._serialized_start=1194
+  _globals['_PINRESPONSE']._serialized_end=1255
+  _globals['_RELEASEREQUEST']._serialized_start=1257
+  _globals['_RELEASEREQUEST']._serialized_end=1290
+  _globals['_RELEASERESPONSE']._serialized_start=1292
+  _globals['_RELEASERESPONSE']._serialized_end=1327
+  _globals['_HINTREQUEST']._serialized_start=1330
+  _globals['_HINTREQUEST']._serialized_end=1506
+  _globals['_HINTRESPONSE']._serialized_start=1508
+  _globals['_HINTRESPONSE']._serialized_end=1522
+  _globals['_PREFETCHREQUEST']._serialized_start=1524
+  _globals['_PREFETCHREQUEST']._serialized_end=1639
+  _globals['_PREFETCHRESPONSE']._serialized_start=1641
+  _globals['_PREFETCHRESPONSE']._serialized_end=1689
+  _globals['_EVICTREQUEST']._serialized_start=1691
+  _globals['_EVICTREQUEST']._serialized_end=1768
+  _globals['_EVICTRESPONSE']._serialized_start=1770
+  _globals['_EVICTRESPONSE']._serialized_end=1801
+  _globals['_LOCATEREQUEST']._serialized_start=1803
+  _globals['_LOCATEREQUEST']._serialized_end=1850
+  _globals['_LOCATERESPONSE']._serialized_start=1852
+  _globals['_LOCATERESPONSE']._serialized_end=1914
+  _globals['_LOCATEDBLOCKS']._serialized_start=1917
+  _globals['_LOCATEDBLOCKS']._serialized_end=2064
+  _globals['_BLOCKTIERS']._serialized_start=2066
+  _globals['_BLOCKTIERS']._serialized_end=2110
+  _globals['_VERIFYREQUEST']._serialized_start=2112
+  _globals['_VERIFYREQUEST']._serialized_end=2179
+  _globals['_VERIFYRESPONSE']._serialized_start=2182
+  _globals['_VERIFYRESPONSE']._serialized_end=2337
+  _globals['_CORRUPTBLOCK']._serialized_start=2339
+  _globals['_CORRUPTBLOCK']._serialized_end=2400
+  _globals['_WARMREQUEST']._serialized_start=2402
+  _globals['_WARMREQUEST']._serialized_end=2430
+  _globals['_WARMRESPONSE']._serialized_start=2432
+  _globals['_WARMRESPONSE']._serialized_end=2510
+  _globals['_PERSISTREQUEST']._serialized_start=2512
+  _globals['_PERSISTREQUEST']._serialized_end=2528
+  _globals['_PERSISTRESPONSE']._serialized_start=2530
+  _globals['_PERSISTRESPONSE']._serialized_end=2547
+  _globals['_KVBMSERVICE']._serialized_start=2550
+  _globals['_KVBMSERVICE']._serialized_end=3251
 # @@protoc_insertion_point(module_scope)

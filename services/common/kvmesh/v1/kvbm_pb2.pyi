@@ -32,7 +32,7 @@ class GetStatsResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
 
 class TierStats(_message.Message):
-    __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted")
+    __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted", "scrubbed_total", "scrub_passes_total")
     class EvictedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class TierStats(_message.Message):
     HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_TOTAL_FIELD_NUMBER: _ClassVar[int]
     EVICTED_FIELD_NUMBER: _ClassVar[int]
+    SCRUBBED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_PASSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     tier: _common_pb2.Tier
     capacity_bytes: int
     used_bytes: int
@@ -64,10 +66,12 @@ class TierStats(_message.Message):
     hits_total: int
     corrupt_total: int
     evicted: _containers.ScalarMap[str, int]
-    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., stored_total: _Optional[int] = ..., loaded_total: _Optional[int] = ..., evicted_total: _Optional[int] = ..., lookups_total: _Optional[int] = ..., hits_total: _Optional[int] = ..., corrupt_total: _Optional[int] = ..., evicted: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    scrubbed_total: int
+    scrub_passes_total: int
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., stored_total: _Optional[int] = ..., loaded_total: _Optional[int] = ..., evicted_total: _Optional[int] = ..., lookups_total: _Optional[int] = ..., hits_total: _Optional[int] = ..., corrupt_total: _Optional[int] = ..., evicted: _Optional[_Mapping[str, int]] = ..., scrubbed_total: _Optional[int] = ..., scrub_passes_total: _Optional[int] = ...) -> None: ...
 
 class NvmeStats(_message.Message):
-    __slots__ = ("problem", "io", "outages_total", "recovered", "spilled_total", "shed_total", "unlikely_total", "over_budget_total", "unplaced_total", "promoted_total", "failed_total", "coming", "written_bytes_total", "read_bytes_total")
+    __slots__ = ("problem", "io", "outages_total", "recovered", "spilled_total", "shed_total", "unlikely_total", "over_budget_total", "unplaced_total", "promoted_total", "failed_total", "coming", "written_bytes_total", "read_bytes_total", "late_total")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     IO_FIELD_NUMBER: _ClassVar[int]
     OUTAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +86,7 @@ class NvmeStats(_message.Message):
     COMING_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LATE_TOTAL_FIELD_NUMBER: _ClassVar[int]
     problem: str
     io: str
     outages_total: int
@@ -96,7 +101,8 @@ class NvmeStats(_message.Message):
     coming: int
     written_bytes_total: int
     read_bytes_total: int
-    def __init__(self, problem: _Optional[str] = ..., io: _Optional[str] = ..., outages_total: _Optional[int] = ..., recovered: _Optional[int] = ..., spilled_total: _Optional[int] = ..., shed_total: _Optional[int] = ..., unlikely_total: _Optional[int] = ..., over_budget_total: _Optional[int] = ..., unplaced_total: _Optional[int] = ..., promoted_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., coming: _Optional[int] = ..., written_bytes_total: _Optional[int] = ..., read_bytes_total: _Optional[int] = ...) -> None: ...
+    late_total: int
+    def __init__(self, problem: _Optional[str] = ..., io: _Optional[str] = ..., outages_total: _Optional[int] = ..., recovered: _Optional[int] = ..., spilled_total: _Optional[int] = ..., shed_total: _Optional[int] = ..., unlikely_total: _Optional[int] = ..., over_budget_total: _Optional[int] = ..., unplaced_total: _Optional[int] = ..., promoted_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., coming: _Optional[int] = ..., written_bytes_total: _Optional[int] = ..., read_bytes_total: _Optional[int] = ..., late_total: _Optional[int] = ...) -> None: ...
 
 class FlushRequest(_message.Message):
     __slots__ = ("tier",)
@@ -161,5 +167,139 @@ class HintRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., session: _Optional[int] = ..., returns: _Optional[bool] = ..., tool_call: _Optional[bool] = ..., returns_in_s: _Optional[float] = ...) -> None: ...
 
 class HintResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("model", "digests", "hashes", "tier", "within_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    tier: _common_pb2.Tier
+    within_ms: int
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., hashes: _Optional[_Iterable[int]] = ..., tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., within_ms: _Optional[int] = ...) -> None: ...
+
+class PrefetchResponse(_message.Message):
+    __slots__ = ("here", "coming")
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    here: int
+    coming: int
+    def __init__(self, here: _Optional[int] = ..., coming: _Optional[int] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("tier", "model", "digests")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    model: str
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class EvictResponse(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
+
+class LocateRequest(_message.Message):
+    __slots__ = ("model", "digests")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class LocateResponse(_message.Message):
+    __slots__ = ("namespaces",)
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    namespaces: _containers.RepeatedCompositeFieldContainer[LocatedBlocks]
+    def __init__(self, namespaces: _Optional[_Iterable[_Union[LocatedBlocks, _Mapping]]] = ...) -> None: ...
+
+class LocatedBlocks(_message.Message):
+    __slots__ = ("model", "revision", "dtype", "layout", "rank", "ranks", "blocks")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    dtype: str
+    layout: str
+    rank: int
+    ranks: int
+    blocks: _containers.RepeatedCompositeFieldContainer[BlockTiers]
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., layout: _Optional[str] = ..., rank: _Optional[int] = ..., ranks: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockTiers, _Mapping]]] = ...) -> None: ...
+
+class BlockTiers(_message.Message):
+    __slots__ = ("tiers",)
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    tiers: _containers.RepeatedScalarFieldContainer[_common_pb2.Tier]
+    def __init__(self, tiers: _Optional[_Iterable[_Union[_common_pb2.Tier, str]]] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("tier", "bytes_per_s")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    bytes_per_s: int
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., bytes_per_s: _Optional[int] = ...) -> None: ...
+
+class VerifyResponse(_message.Message):
+    __slots__ = ("tier", "blocks", "bytes", "corrupt", "complete", "problem")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    blocks: int
+    bytes: int
+    corrupt: _containers.RepeatedCompositeFieldContainer[CorruptBlock]
+    complete: bool
+    problem: str
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., corrupt: _Optional[_Iterable[_Union[CorruptBlock, _Mapping]]] = ..., complete: _Optional[bool] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class CorruptBlock(_message.Message):
+    __slots__ = ("tier", "digest")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    tier: _common_pb2.Tier
+    digest: bytes
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class WarmRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class WarmResponse(_message.Message):
+    __slots__ = ("brought", "failed", "to_come", "left")
+    BROUGHT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    TO_COME_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    brought: int
+    failed: int
+    to_come: int
+    left: int
+    def __init__(self, brought: _Optional[int] = ..., failed: _Optional[int] = ..., to_come: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+
+class PersistRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PersistResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

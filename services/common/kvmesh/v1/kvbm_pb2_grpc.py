@@ -59,6 +59,36 @@ class KvbmServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.HintRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.HintResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Prefetch',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Evict',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.EvictRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.EvictResponse.FromString,
+                _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Locate',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.LocateRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.LocateResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/kvmesh.v1.KvbmService/Verify',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.Warm = channel.unary_stream(
+                '/kvmesh.v1.KvbmService/Warm',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
+                _registered_method=True)
+        self.Persist = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Persist',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.PersistRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.PersistResponse.FromString,
+                _registered_method=True)
 
 
 class KvbmServiceServicer:
@@ -102,6 +132,53 @@ class KvbmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Begins to read blocks into the host tier before anybody asks for them; what
+        engines wait for comes first. Returns at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Drops blocks of a tier unless they are in use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Locate(self, request, context):
+        """Where blocks are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Reads every block of a tier and checks it; bad ones are dropped, together
+        with bad copies in other tiers. Answers as it goes; each tier ends with
+        `complete`, or with a `problem`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Warm(self, request, context):
+        """Reads blocks of lower tiers into vacant room of the host tier, those used
+        last. Answers as it goes. NOT_FOUND: the store knows no such model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Persist(self, request, context):
+        """Writes what memory alone has to the nvme tier, past a power failure.
+        INVALID_ARGUMENT: there is none. UNAVAILABLE: it is out, or goes out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvbmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +206,36 @@ def add_KvbmServiceServicer_to_server(servicer, server):
                     servicer.Hint,
                     request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.HintRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.HintResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.PrefetchRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.EvictRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.EvictResponse.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.LocateRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.LocateResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.VerifyRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.VerifyResponse.SerializeToString,
+            ),
+            'Warm': grpc.unary_stream_rpc_method_handler(
+                    servicer.Warm,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.SerializeToString,
+            ),
+            'Persist': grpc.unary_unary_rpc_method_handler(
+                    servicer.Persist,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.PersistRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.PersistResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +373,168 @@ class KvbmService:
             '/kvmesh.v1.KvbmService/Hint',
             kvmesh_dot_v1_dot_kvbm__pb2.HintRequest.SerializeToString,
             kvmesh_dot_v1_dot_kvbm__pb2.HintResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Prefetch',
+            kvmesh_dot_v1_dot_kvbm__pb2.PrefetchRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Evict',
+            kvmesh_dot_v1_dot_kvbm__pb2.EvictRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Locate',
+            kvmesh_dot_v1_dot_kvbm__pb2.LocateRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.LocateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Verify',
+            kvmesh_dot_v1_dot_kvbm__pb2.VerifyRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Warm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Warm',
+            kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Persist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Persist',
+            kvmesh_dot_v1_dot_kvbm__pb2.PersistRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.PersistResponse.FromString,
             options,
             channel_credentials,
             insecure,

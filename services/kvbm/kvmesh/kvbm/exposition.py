@@ -64,6 +64,9 @@ class Exposition:
             self._count(exported.lookups, now["lookups"], tier)
             self._count(exported.hits, now["hits"], tier)
             self._count(exported.corrupt, now["corrupt"], tier)
+        for tier, scrubbed in self._store.scrubbed().items():
+            self._count(exported.scrubbed, scrubbed["blocks"], tier)
+            self._count(exported.scrub_passes, scrubbed["passes"], tier)
         self._update_nvme()
 
     def _update_nvme(self) -> None:
@@ -80,6 +83,7 @@ class Exposition:
         self._count(exported.nvme_failed, flow["failed"])
         self._count(exported.nvme_bytes, flow["written_bytes"], "written")
         self._count(exported.nvme_bytes, flow["read_bytes"], "read")
+        self._count(exported.prefetches_late, flow["late"])
         if flow["problem"] != self._problem:
             self._problem = flow["problem"]
             if self._problem is None:

@@ -86,6 +86,7 @@ def _open(socket: str, settings: KvbmConfig) -> StoreServer:
             nvme_bytes=nvme.capacity,
             nvme_bytes_per_day=nvme.bytes_per_day or None,
             pin_bytes=settings.pin_bytes_per_tenant or None,
+            scrub_bytes_per_s=settings.scrub_bytes_per_s or None,
         )
     except OSError as error:
         raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, str(error)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from kvmesh.common.errors import KvmeshError, invalid
@@ -12,24 +12,42 @@ from kvmesh.core import StoreServer
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.kvbm_pb2 import (
+    BlockTiers,
+    CorruptBlock,
+    EvictRequest,
+    EvictResponse,
     FlushRequest,
     FlushResponse,
     GetStatsRequest,
     GetStatsResponse,
     HintRequest,
     HintResponse,
+    LocatedBlocks,
+    LocateRequest,
+    LocateResponse,
     NvmeStats,
+    PersistRequest,
+    PersistResponse,
     PinRequest,
     PinResponse,
+    PrefetchRequest,
+    PrefetchResponse,
     ReleaseRequest,
     ReleaseResponse,
     TierStats,
+    VerifyRequest,
+    VerifyResponse,
+    WarmRequest,
+    WarmResponse,
 )
 from kvmesh.v1.kvbm_pb2_grpc import KvbmServiceServicer
 
 _TIERS = {name: tier for tier, name in STORE_TIERS.items()}
 DIGEST_BYTES = 32
 MAX_PIN_MS = 86_400_000
+MAX_PREFETCH_MS = 3_600_000
+# Blocks that are checked or read up between two answers.
+STEP_BLOCKS = 64
 
 
 class KvbmServicer(KvbmServiceServicer):
@@ -53,13 +71,7 @@ class KvbmServicer(KvbmServiceServicer):
         )
 
     async def Flush(self, request: FlushRequest, context: Any) -> FlushResponse:
-        name = None if request.tier == Tier.TIER_UNSPECIFIED else STORE_TIERS.get(request.tier, "")
-        if name is not None and name not in self._store.tiers:
-            raise invalid(
-                f"{self._id} has no tier {request.tier}; it has: {', '.join(self._store.tiers)}; all with "
-                "TIER_UNSPECIFIED",
-                param="tier",
-            )
+        name = None if request.tier == Tier.TIER_UNSPECIFIED else self._named(request.tier)
         return FlushResponse(blocks=await asyncio.to_thread(self._store.flush, name))
 
     async def Pin(self, request: PinRequest, context: Any) -> PinResponse:
@@ -89,8 +101,103 @@ class KvbmServicer(KvbmServiceServicer):
         await asyncio.to_thread(self._store.hint, request.model, _chain(request.digests), hints)
         return HintResponse()
 
+    async def Prefetch(self, request: PrefetchRequest, context: Any) -> PrefetchResponse:
+        if request.tier not in (Tier.TIER_UNSPECIFIED, Tier.TIER_HOST):
+            raise invalid("blocks are prefetched to TIER_HOST, where engines read them", param="tier")
+        if not 1 <= request.within_ms <= MAX_PREFETCH_MS:
+            raise invalid(
+                f"a prefetch is wanted within 1 to {MAX_PREFETCH_MS} ms, not {request.within_ms}",
+                param="within_ms",
+            )
+        if bool(request.digests) == bool(request.hashes):
+            raise invalid("name the chain by `digests` or by `hashes`, not both", param="hashes")
+        digests = _chain(request.digests) if request.digests else b""
+        here, coming = await asyncio.to_thread(
+            self._store.prefetch, request.model, digests, list(request.hashes), request.within_ms / 1e3
+        )
+        return PrefetchResponse(here=here, coming=coming)
+
+    async def Evict(self, request: EvictRequest, context: Any) -> EvictResponse:
+        name, digests = self._named(request.tier), _chain(request.digests)
+        return EvictResponse(blocks=await asyncio.to_thread(self._store.evict, name, request.model, digests))
+
+    async def Locate(self, request: LocateRequest, context: Any) -> LocateResponse:
+        located = await asyncio.to_thread(self._store.locate, request.model, _chain(request.digests))
+        return LocateResponse(
+            namespaces=[
+                LocatedBlocks(
+                    model=model,
+                    revision=revision,
+                    dtype=dtype,
+                    layout=layout,
+                    rank=rank,
+                    ranks=ranks,
+                    blocks=[BlockTiers(tiers=[_TIERS[tier] for tier in tiers]) for tiers in blocks],
+                )
+                for (model, revision, dtype, layout), (rank, ranks), blocks in located
+            ]
+        )
+
+    async def Verify(self, request: VerifyRequest, context: Any) -> AsyncIterator[VerifyResponse]:
+        everything = request.tier == Tier.TIER_UNSPECIFIED
+        for name in self._store.tiers if everything else [self._named(request.tier)]:
+            after: int | None = None
+            while True:
+                try:
+                    blocks, size, bad, after = await asyncio.to_thread(
+                        self._store.check, name, after, STEP_BLOCKS
+                    )
+                except OSError as error:
+                    yield VerifyResponse(tier=_TIERS[name], problem=str(error))
+                    break
+                yield VerifyResponse(
+                    tier=_TIERS[name],
+                    blocks=blocks,
+                    bytes=size,
+                    corrupt=[
+                        CorruptBlock(tier=_TIERS[tier], digest=bytes.fromhex(digest)) for tier, digest in bad
+                    ],
+                    complete=after is None,
+                )
+                if after is None:
+                    break
+                if request.bytes_per_s:
+                    await asyncio.sleep(size / request.bytes_per_s)
+
+    async def Warm(self, request: WarmRequest, context: Any) -> AsyncIterator[WarmResponse]:
+        if request.model and not await asyncio.to_thread(self._store.locate, request.model, b""):
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_NOT_FOUND,
+                f"{self._id} knows no model `{request.model}`; all with an empty name",
+                param="model",
+            )
+        plan = await asyncio.to_thread(self._store.warming, request.model)
+        to_come = 1
+        while to_come:
+            brought, failed, to_come = await asyncio.to_thread(self._store.warm, plan, STEP_BLOCKS)
+            yield WarmResponse(brought=brought, failed=failed, to_come=to_come, left=plan.left)
+
+    async def Persist(self, request: PersistRequest, context: Any) -> PersistResponse:
+        if "nvme" not in self._store.tiers:
+            raise invalid(f"{self._id} has no nvme tier; set kvbm.nvme.path to have one")
+        try:
+            await asyncio.to_thread(self._store.persist)
+        except OSError as error:
+            raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, str(error)) from None
+        return PersistResponse()
+
+    def _named(self, tier: Tier) -> str:
+        """A tier of this store. Raises KvmeshError(INVALID_ARGUMENT)."""
+        name = STORE_TIERS.get(tier, "")
+        if name not in self._store.tiers:
+            raise invalid(
+                f"{self._id} has no tier {tier}; it has: {', '.join(self._store.tiers)}", param="tier"
+            )
+        return name
+
     def _tier(self, name: str) -> TierStats:
         stats = self._store.stats(name)
+        scrubbed = self._store.scrubbed().get(name)
         evicted = stats["evicted"]
         return TierStats(
             tier=_TIERS[name],
@@ -105,6 +212,8 @@ class KvbmServicer(KvbmServiceServicer):
             hits_total=stats["hits"],
             corrupt_total=stats["corrupt"],
             evicted=evicted,
+            scrubbed_total=scrubbed["blocks"] if scrubbed else 0,
+            scrub_passes_total=scrubbed["passes"] if scrubbed else 0,
         )
 
     def _nvme(self) -> NvmeStats | None:
@@ -126,6 +235,7 @@ class KvbmServicer(KvbmServiceServicer):
             coming=flow["coming"],
             written_bytes_total=flow["written_bytes"],
             read_bytes_total=flow["read_bytes"],
+            late_total=flow["late"],
         )
 
 

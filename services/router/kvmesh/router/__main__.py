@@ -14,6 +14,7 @@ from kvmesh.common.lifecycle import RoleServer, run
 from kvmesh.core import PrefixIndex
 from kvmesh.router import route_stream
 from kvmesh.router.index import IndexFeed
+from kvmesh.router.prefetch import Prefetches
 from kvmesh.router.route_stream import RouteStream
 from kvmesh.router.served import IndexServicer
 from kvmesh.router.service import RouterService
@@ -42,12 +43,14 @@ async def serve(config: Config) -> None:
         store_address=f"{kvbm.advertised_host()}:{kvbm.port}",
         store_node=config.node,
     )
+    prefetches = Prefetches(feed, channels)
     service = RouterService(
         discovery,
         bus,
         feed,
         config.router,
         random=SystemRandom(),
+        prefetches=prefetches,
     )
     _expose(index, feed)
     server.add_service("kvmesh.v1.RouterService", add_RouterServiceServicer_to_server, service)
@@ -67,6 +70,7 @@ async def serve(config: Config) -> None:
     finally:
         await server.stop(DRAIN_S)
         service.close()
+        await prefetches.close()
         await feed.close()
         await discovery.close()
         await bus.close()

@@ -147,6 +147,11 @@ class IndexFeed:
         """Holders whose part of the index is complete."""
         return sum(holder.stream.live for holder in self._holders.values())
 
+    def stores_of(self, node: str) -> list[str]:
+        """Addresses of the stores on a node that answer."""
+        stores = (holder for holder in self._holders.values() if not holder.engine and holder.node == node)
+        return [store.address for store in stores if store.address]
+
     def is_live(self, holder_id: str) -> bool:
         """Whether a holder's part of the index is complete."""
         holder = self._holders.get(holder_id)

@@ -56,7 +56,7 @@ class Model:
     ) -> None:
         self.name = name
         self.selector = selector
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         self._feed = feed
         self._now = now
         self._members: dict[str, Member] = {}
@@ -166,7 +166,7 @@ class Model:
                 stable_hash(info.id),
                 _ROLES[info.role],
                 hardware_class=hardware_class,
-                blocks=max(info.kv.total_blocks * max(info.kv.page_size, 1) // self._block_tokens, 1),
+                blocks=max(info.kv.total_blocks * max(info.kv.page_size, 1) // self.block_tokens, 1),
                 pass_tokens=info.pass_tokens or PASS_TOKENS,
                 pool=pool,
                 prefill=probe.prefill,

@@ -24,6 +24,7 @@ from kvmesh.router.decisions import Decision, Decisions, cached_proto
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.model import Model, stable_hash
 from kvmesh.router.policies import Policies
+from kvmesh.router.prefetch import Prefetches
 from kvmesh.v1 import engine_pb2, router_pb2
 from kvmesh.v1.common_pb2 import CachedTokens, WorkerInfo
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -74,6 +75,7 @@ class Routing:
         *,
         random: Random,
         clock: Callable[[], float] = time.monotonic,
+        prefetches: Prefetches | None = None,
     ) -> None:
         """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy."""
         self._discovery = discovery
@@ -81,6 +83,7 @@ class Routing:
         self._config = config
         self._random = random
         self._clock = clock
+        self._prefetches = prefetches
         self._began = clock()
         self.policies = Policies(random)
         self.policies.check(config.policy)
@@ -302,6 +305,9 @@ class Routing:
             response.candidates.extend(decision.candidates())
         self._count(request, placed, cached)
         waiting.answer(response)
+        if self._prefetches is not None:
+            within = placed.ttft_ms
+            self._prefetches.placed(prefill, request.block_hashes, model.block_tokens, cached, within)
 
     def _refuse(self, number: int, error: KvmeshError) -> None:
         waiting = self._waiting.pop(number, None)

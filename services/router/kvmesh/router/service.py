@@ -16,6 +16,7 @@ from kvmesh.common.config import RouterConfig
 from kvmesh.common.discovery import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.router.index import IndexFeed
+from kvmesh.router.prefetch import Prefetches
 from kvmesh.router.routing import Routing
 from kvmesh.v1 import router_pb2, router_pb2_grpc
 from kvmesh.v1.common_pb2 import Role, WorkerInfo, WorkerState
@@ -34,12 +35,13 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         *,
         random: Random,
         clock: Callable[[], float] = time.monotonic,
+        prefetches: Prefetches | None = None,
     ) -> None:
         """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy."""
         self._discovery = discovery
         self._bus = bus
         self._feed = feed
-        self.routing = Routing(discovery, feed, config, random=random, clock=clock)
+        self.routing = Routing(discovery, feed, config, random=random, clock=clock, prefetches=prefetches)
         self._generation = -1
         self._workers = metrics.router().workers
         discovery.subscribe(self._on_members)

@@ -2,13 +2,16 @@
 //!
 //! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through.
 //! * [`promote`] reads blocks back into the host tier, which is where all readers read.
-//! * [`pins`] keeps blocks for tenants.
+//! * [`pins`] keeps blocks for tenants; [`residency`] tells where blocks are and takes wishes of where they should be.
+//! * [`scrub`] checks what nobody has asked for yet.
 //!
 //! Nothing a scheduler waits for (`lookup`, `lease`) waits for the disk: both only start reads.
 
 mod admission;
 mod pins;
 mod promote;
+mod residency;
+mod scrub;
 mod spill;
 
 use std::path::{Path, PathBuf};
@@ -21,13 +24,16 @@ use parking_lot::Mutex;
 use self::pins::Pins;
 pub use self::pins::{PinError, Pinned};
 use self::promote::Promoter;
+pub use self::residency::{Prefetched, Warmed, Warming};
+pub use self::scrub::{Checked, ScrubSettings, Scrubbed};
+use self::scrub::{Checker, Scrubber};
 use self::spill::Spiller;
 use crate::block::{self, Lease, Reservation};
 use crate::error::{Error, Result};
 use crate::eviction::{Hints, Policy};
 use crate::image::Layout;
 use crate::namespace::Namespace;
-use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, Stats, Tier};
+use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, Slot, Stats, Tier};
 
 /// What a store is made of.
 #[derive(Debug, Clone)]
@@ -42,6 +48,8 @@ pub struct Settings {
     pub nvme: Option<NvmeSettings>,
     /// Bytes each tenant may pin.
     pub pin_bytes: u64,
+    /// How blocks at rest are checked; None: only when they are read.
+    pub scrub: Option<ScrubSettings>,
 }
 
 /// A disk tier.
@@ -64,6 +72,7 @@ impl Settings {
             policy: Policy::default(),
             nvme: None,
             pin_bytes: host_bytes / 4,
+            scrub: None,
         }
     }
 }
@@ -87,6 +96,8 @@ pub struct Flow {
     pub failed: u64,
     /// To be read back now.
     pub coming: u64,
+    /// Blocks of prefetches given up because their time was over before they were begun.
+    pub late: u64,
 }
 
 /// A block's namespace in both tiers.
@@ -102,6 +113,7 @@ pub struct Store {
     host: Arc<HostTier>,
     shared: Arc<Shared>,
     lower: Option<Lower>,
+    scrubber: Option<Scrubber>,
     pins: Pins,
     /// Held by who opens a namespace, which may wait for the disk.
     opening: Mutex<()>,
@@ -123,6 +135,29 @@ struct Lower {
 impl Shared {
     pub(crate) fn open(&self, namespace: NamespaceId) -> Arc<Open> {
         self.opened.lock()[namespace.0 as usize].clone()
+    }
+
+    /// All, by the host tier's numbers.
+    fn all(&self) -> Vec<Arc<Open>> {
+        self.opened.lock().clone()
+    }
+
+    /// A tier's number of a namespace, as another tier's number of it; None where that has not opened it.
+    fn translate(
+        &self,
+        from: kvmesh_core::Tier,
+        namespace: NamespaceId,
+        to: kvmesh_core::Tier,
+    ) -> Option<NamespaceId> {
+        let opened = self.opened.lock();
+        let number = |open: &Open, host: usize, tier| match tier {
+            kvmesh_core::Tier::Host => Some(NamespaceId(host as u32)),
+            kvmesh_core::Tier::Nvme => open.below,
+            _ => None,
+        };
+        let found = (opened.iter().enumerate())
+            .find(|(host, open)| number(open, *host, from) == Some(namespace))?;
+        number(found.1, found.0, to)
     }
 }
 
@@ -147,13 +182,18 @@ impl Store {
                 })
             }
         };
-        Ok(Self {
+        let mut store = Self {
             host,
             shared,
             lower,
+            scrubber: None,
             pins: Pins::new(settings.pin_bytes),
             opening: Mutex::new(()),
-        })
+        };
+        if let Some(scrub) = settings.scrub {
+            store.scrubber = Some(Scrubber::start(store.checker(), scrub)?);
+        }
+        Ok(store)
     }
 
     /// The host tier.
@@ -195,7 +235,7 @@ impl Store {
         let here = self.host.lookup(namespace, chain);
         match &self.lower {
             Some(lower) if here < chain.len() => {
-                lower.promoter.lookup(&self.shared, namespace, chain, here)
+                (lower.promoter).wish(&self.shared, namespace, chain, here, None)
             }
             _ => here,
         }
@@ -223,7 +263,7 @@ impl Store {
     /// Reads the leading blocks of the chain that are on the disk into the host tier. Blocks.
     pub(crate) fn bring(&self, namespace: NamespaceId, chain: &[Digest]) {
         if let Some(lower) = &self.lower {
-            lower.promoter.bring(namespace, chain);
+            lower.promoter.bring(namespace, None, chain);
         }
     }
 
@@ -285,15 +325,6 @@ impl Store {
         }
     }
 
-    /// The uppermost tier that has the block. Counts as no look-up.
-    pub fn place_of(&self, namespace: NamespaceId, digest: &Digest) -> Option<kvmesh_core::Tier> {
-        if self.host.holds(namespace, digest) {
-            return Some(kvmesh_core::Tier::Host);
-        }
-        let below = self.shared.open(namespace).below?;
-        (self.nvme()?.holds(below, digest)).then_some(kvmesh_core::Tier::Nvme)
-    }
-
     /// Somebody is about to need room in the host tier: pins whose time is over keep nothing any more.
     pub fn expire_pins(&self) {
         self.pins.expire();
@@ -327,15 +358,6 @@ impl Store {
         if let (Some(nvme), Some(below)) = (self.nvme(), self.shared.open(namespace).below) {
             nvme.hint(below, blocks, hints);
         }
-    }
-
-    /// The open namespaces of a model, of all where it is empty.
-    pub fn namespaces_of(&self, model: &str) -> Vec<NamespaceId> {
-        let opened = self.shared.opened.lock();
-        (0..opened.len())
-            .filter(|&id| model.is_empty() || opened[id].name.model == model)
-            .map(|id| NamespaceId(id as u32))
-            .collect()
     }
 
     /// Keeps the leading blocks of a chain in the host tier for a tenant, under all namespaces of a model (all where it
@@ -399,9 +421,38 @@ impl Store {
         self.nvme().map(|nvme| nvme.health())
     }
 
+    /// Checks blocks of a tier from the one behind `after` on, at most `limit`, and drops those that are bad. Fails when
+    /// the tier does, or there is none of this kind. Blocks.
+    pub fn check(
+        &self,
+        kind: kvmesh_core::Tier,
+        after: Option<Slot>,
+        limit: usize,
+    ) -> Result<Checked> {
+        let checker = self.checker();
+        let tier = (checker.tiers.iter()).find(|tier| tier.kind() == Some(kind));
+        let missing = || Error::Invalid(format!("this store has no {kind:?} tier"));
+        checker.check(tier.ok_or_else(missing)?, after, limit)
+    }
+
+    /// What was checked at rest, tier by tier; empty where nothing is.
+    pub fn scrubbed(&self) -> Vec<(kvmesh_core::Tier, Scrubbed)> {
+        self.scrubber.as_ref().map_or(Vec::new(), Scrubber::totals)
+    }
+
+    fn checker(&self) -> Checker {
+        Checker {
+            shared: self.shared.clone(),
+            tiers: self.tiers(),
+        }
+    }
+
     /// Ends the threads and lets go of the disk; what is in memory stays readable. Idempotent.
     pub fn stop(&self) {
         self.pins.clear();
+        if let Some(scrubber) = &self.scrubber {
+            scrubber.stop();
+        }
         if let Some(lower) = &self.lower {
             lower.spiller.stop();
             lower.promoter.stop();
@@ -416,6 +467,7 @@ impl Flow {
             promoted: other.promoted,
             failed: other.failed,
             coming: other.coming,
+            late: other.late,
             ..self
         }
     }

@@ -1,9 +1,10 @@
 //! Blocks on the disk come back to the host tier: chosen where they are asked for, read on a thread of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use kvmesh_core::Digest;
 use parking_lot::{Condvar, Mutex};
@@ -34,11 +35,15 @@ struct Work {
     filled: Condvar,
     promoted: AtomicU64,
     failed: AtomicU64,
+    late: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
+    /// What is wished before anybody asks: by when, and in which order of those. After all of `tasks`.
+    prefetches: BTreeMap<(Instant, u64), Task>,
+    next: u64,
     /// Of wishes and arrivals that are not read yet.
     bytes: u64,
     blocks: u64,
@@ -82,6 +87,7 @@ impl Promoter {
             filled: Condvar::new(),
             promoted: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            late: AtomicU64::new(0),
         });
         let of_thread = work.clone();
         let thread = thread::Builder::new()
@@ -94,13 +100,15 @@ impl Promoter {
         })
     }
 
-    /// How many leading blocks there are in both tiers, `here` of them in the host tier. The others are wished for.
-    pub(super) fn lookup(
+    /// How many leading blocks there are in both tiers, `here` of them in the host tier. The others are wished for, at
+    /// once, or until some time if there is nothing else to do.
+    pub(super) fn wish(
         &self,
         shared: &Shared,
         namespace: NamespaceId,
         chain: &[Digest],
         here: usize,
+        until: Option<Instant>,
     ) -> usize {
         let open = shared.open(namespace);
         let Some(below) = open.below else {
@@ -123,12 +131,18 @@ impl Promoter {
         queue.bytes += bytes;
         queue.blocks += blocks;
         queue.wished.insert((namespace, last));
-        queue.tasks.push_back(Task::Wish {
+        let wish = Task::Wish {
             namespace,
             chain: chain[..found].to_vec(),
             bytes,
             blocks,
-        });
+        };
+        queue.next += 1;
+        let number = queue.next;
+        match until {
+            None => queue.tasks.push_back(wish),
+            Some(until) => drop(queue.prefetches.insert((until, number), wish)),
+        }
         drop(queue);
         self.work.filled.notify_one();
         found
@@ -139,7 +153,7 @@ impl Promoter {
         if shared.host.leading(namespace, chain) == chain.len() {
             return;
         }
-        let arrivals = self.work.expect(namespace, chain);
+        let arrivals = self.work.expect(namespace, None, chain);
         if arrivals.is_empty() {
             return;
         }
@@ -155,9 +169,9 @@ impl Promoter {
         self.work.filled.notify_one();
     }
 
-    /// Reads the leading blocks of the chain that are on the disk, on this thread.
-    pub(super) fn bring(&self, namespace: NamespaceId, chain: &[Digest]) {
-        let arrivals = self.work.expect(namespace, chain);
+    /// Reads the leading blocks of the chain that are on the disk, on this thread; `parent` is the block before them.
+    pub(super) fn bring(&self, namespace: NamespaceId, parent: Option<&Digest>, chain: &[Digest]) {
+        let arrivals = self.work.expect(namespace, parent, chain);
         arrivals
             .chunks(BATCH)
             .for_each(|batch| self.work.read(batch));
@@ -167,6 +181,7 @@ impl Promoter {
         Flow {
             promoted: self.work.promoted.load(Ordering::Relaxed),
             failed: self.work.failed.load(Ordering::Relaxed),
+            late: self.work.late.load(Ordering::Relaxed),
             coming: self.work.queue.lock().blocks,
             ..Flow::default()
         }
@@ -209,6 +224,27 @@ impl Promoter {
     }
 }
 
+impl Queue {
+    /// Takes a wish back; how many blocks it was of.
+    fn give_up(&mut self, task: Task) -> u64 {
+        let Task::Wish {
+            namespace,
+            chain,
+            bytes,
+            blocks,
+        } = task
+        else {
+            return 0;
+        };
+        if let Some(&last) = chain.last() {
+            self.wished.remove(&(namespace, last));
+        }
+        self.bytes -= bytes;
+        self.blocks -= blocks;
+        blocks
+    }
+}
+
 impl Work {
     fn run(&self) {
         loop {
@@ -218,10 +254,19 @@ impl Work {
                     if queue.stop {
                         return;
                     }
-                    match queue.tasks.pop_front() {
-                        Some(task) => break task,
-                        None => self.filled.wait(&mut queue),
+                    if let Some(task) = queue.tasks.pop_front() {
+                        break task;
                     }
+                    match queue.prefetches.pop_first() {
+                        Some(((until, _), task)) if Instant::now() < until => break task,
+                        Some((_, task)) => {
+                            self.late.fetch_add(queue.give_up(task), Ordering::Relaxed)
+                        }
+                        None => {
+                            self.filled.wait(&mut queue);
+                            0
+                        }
+                    };
                 }
             };
             let (bytes, blocks) = match task {
@@ -236,7 +281,7 @@ impl Work {
                     }
                     let here = self.shared.host.leading(namespace, &chain);
                     for end in (here + BATCH..chain.len() + BATCH).step_by(BATCH) {
-                        let arrivals = self.expect(namespace, &chain[..end.min(chain.len())]);
+                        let arrivals = self.expect(namespace, None, &chain[..end.min(chain.len())]);
                         self.read(&arrivals);
                     }
                     (bytes, blocks)
@@ -252,8 +297,13 @@ impl Work {
         }
     }
 
-    /// Reserves room for those leading blocks that are below only.
-    fn expect(&self, namespace: NamespaceId, chain: &[Digest]) -> Vec<Arrival> {
+    /// Reserves room for those leading blocks that are below only; `parent` is the block before the first.
+    fn expect(
+        &self,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Arrival> {
         let (host, open) = (&self.shared.host, self.shared.open(namespace));
         let mut arrivals = Vec::new();
         let Some(below) = open.below else {
@@ -265,7 +315,9 @@ impl Work {
             if slots.is_empty() {
                 break;
             }
-            let parent = at.checked_sub(1).map(|before| &chain[before]);
+            let parent = at
+                .checked_sub(1)
+                .map_or(parent, |before| Some(&chain[before]));
             let rooms = host.expect(namespace, parent, &chain[at..at + slots.len()]);
             let full = rooms.last() == Some(&Room::Full);
             for ((room, below), &digest) in rooms.into_iter().zip(slots).zip(&chain[at..]) {

@@ -5,6 +5,7 @@ mod hinting;
 mod parking;
 mod promoting;
 mod restoring;
+mod walking;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,6 +13,7 @@ use std::time::Instant;
 use kvmesh_core::Digest;
 use rustc_hash::FxHashMap;
 
+use super::by_name::ByName;
 use super::chains::chains_of;
 use super::entry::{Block, Key, State};
 use super::ranking::Ranking;
@@ -37,7 +39,7 @@ struct Open {
 /// The blocks of one tier. Not thread-safe: the tier holds it under its lock.
 pub(super) struct Catalog {
     namespaces: Vec<Open>,
-    index: FxHashMap<Key, Slot>,
+    index: ByName,
     /// How many blocks, reserved ones included, name the key as their parent.
     followers: FxHashMap<Key, u32>,
     slabs: Slabs<Block>,
@@ -58,7 +60,7 @@ impl Catalog {
     pub(super) fn new(capacity: u64, policy: Policy) -> Self {
         Self {
             namespaces: Vec::new(),
-            index: FxHashMap::default(),
+            index: ByName::default(),
             followers: FxHashMap::default(),
             slabs: Slabs::new(capacity),
             rankings: Vec::new(),
@@ -150,7 +152,7 @@ impl Catalog {
             rooms.push(if rooms.last() == Some(&Room::Full) {
                 self.rankings[slab.0].admits(&at);
                 Room::Full
-            } else if let Some(&slot) = self.index.get(&key) {
+            } else if let Some(slot) = self.index.get(&key) {
                 self.use_now(slot, &at);
                 self.offer(slot);
                 Room::Present
@@ -313,7 +315,7 @@ impl Catalog {
     }
 
     pub(super) fn flush(&mut self, journal: &Journal) -> usize {
-        let slots: Vec<Slot> = self.index.values().copied().collect();
+        let slots: Vec<Slot> = self.index.iter().map(|(_, slot)| slot).collect();
         slots
             .into_iter()
             .filter(|&slot| self.drop_idle(journal, slot))
@@ -329,7 +331,7 @@ impl Catalog {
 
     /// All announced blocks as chains.
     pub(super) fn chains(&self) -> Vec<Change> {
-        let announced = self.index.iter().filter_map(|(key, &slot)| {
+        let announced = self.index.iter().filter_map(|(key, slot)| {
             let block = self.slabs.get(slot)?;
             let registered = matches!(block.state, State::Registered { .. });
             let shown = self.is_announced(key.0) && registered;
@@ -362,7 +364,7 @@ impl Catalog {
 
     /// The slot of a block that is registered, or will be without anybody's doing.
     fn readable(&self, key: &Key) -> Option<Slot> {
-        let slot = *self.index.get(key)?;
+        let slot = self.index.get(key)?;
         let state = self.slabs.get(slot)?.state;
         matches!(state, State::Registered { .. } | State::Promoting { .. }).then_some(slot)
     }

@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 
 use super::NamespaceId;
 use crate::eviction::{self, BlockId, Tick};
@@ -13,7 +13,12 @@ pub(super) struct Key(pub(super) NamespaceId, pub(super) Digest);
 impl Key {
     /// Digests are uniform: some bits of one are a hash already.
     pub(super) fn name(&self) -> eviction::Key {
-        eviction::Key(self.1.block_hash().0 ^ u64::from(self.0.0))
+        Self::name_of(self.0, self.1.block_hash())
+    }
+
+    /// The name of a block of which nothing but this is known.
+    pub(super) fn name_of(namespace: NamespaceId, hash: BlockHash) -> eviction::Key {
+        eviction::Key(hash.0 ^ u64::from(namespace.0))
     }
 }
 

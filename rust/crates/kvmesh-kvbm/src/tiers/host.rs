@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 use parking_lot::{Condvar, Mutex};
 
 use super::catalog::Catalog;
-use super::{Capabilities, NamespaceId, Room, Slot, Stats, Tier};
+use super::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
 use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::eviction::{Hints, Policy};
@@ -170,6 +170,18 @@ impl Tier for HostTier {
 
     fn lease(&self, namespace: NamespaceId, chain: &[Digest], limit: usize) -> Vec<Slot> {
         self.catalog.lock().lease(namespace, chain, limit)
+    }
+
+    fn walk(&self, after: Option<Slot>, limit: usize) -> Vec<Held> {
+        self.catalog.lock().walk(after, limit)
+    }
+
+    fn hold(&self, namespace: NamespaceId, digest: &Digest) -> Option<Slot> {
+        self.catalog.lock().hold_block(namespace, digest)
+    }
+
+    fn digests(&self, namespace: NamespaceId, chain: &[BlockHash]) -> Vec<Digest> {
+        self.catalog.lock().digests(namespace, chain)
     }
 
     fn read(&self, slot: Slot, segments: Range<usize>, out: &mut [u8]) -> Result<()> {

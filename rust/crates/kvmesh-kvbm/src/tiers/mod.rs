@@ -3,8 +3,9 @@
 //! A tier keeps blocks by digest under namespaces. A block is reserved, filled, registered, leased for reading and
 //! evicted, always in batches that are chains: each block is the parent of the next. Callers hold blocks through the
 //! types of [`crate::block`], which make the order of these steps a matter of compilation; the methods here are
-//! what those types drive. `tests/conformance.rs` runs every tier.
+//! what those types drive. `tests/conformance` runs every tier.
 
+mod by_name;
 mod catalog;
 mod chains;
 mod entry;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 pub(crate) use catalog::Leaving;
 pub use host::HostTier;
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 pub use noop::NoopTier;
 pub(crate) use nvme::{Direction, Transfer};
 pub use nvme::{Health, NvmeTier};
@@ -49,6 +50,17 @@ pub struct NamespaceId(pub u32);
 /// A place for one block. In a mapped tier, its byte offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u64);
+
+/// A registered block, leased without its being used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Its place.
+    pub slot: Slot,
+    /// Its namespace, by the tier's number.
+    pub namespace: NamespaceId,
+    /// Its name.
+    pub digest: Digest,
+}
 
 /// What became of the wish to store a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +167,17 @@ pub trait Tier: Send + Sync {
 
     /// Leases the leading registered blocks of a chain: they stay until released. At most `limit` of them.
     fn lease(&self, namespace: NamespaceId, chain: &[Digest], limit: usize) -> Vec<Slot>;
+
+    /// Leases registered blocks one after the other, at most `limit`, from the one behind `after` on; none: that was all.
+    /// What is leased this way counts neither as looked up nor as used.
+    fn walk(&self, after: Option<Slot>, limit: usize) -> Vec<Held>;
+
+    /// The same of one block.
+    fn hold(&self, namespace: NamespaceId, digest: &Digest) -> Option<Slot>;
+
+    /// The digests of the leading registered blocks of a chain of which only these hashes are known. Counts as no
+    /// look-up.
+    fn digests(&self, namespace: NamespaceId, chain: &[BlockHash]) -> Vec<Digest>;
 
     /// Copies segments of a leased block to `out`, verified. A block that fails is dropped, counted, and `Corrupt`.
     fn read(&self, slot: Slot, segments: Range<usize>, out: &mut [u8]) -> Result<()>;

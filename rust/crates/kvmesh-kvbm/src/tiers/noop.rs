@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 use parking_lot::Mutex;
 
-use super::{Capabilities, NamespaceId, Room, Slot, Stats, Tier};
+use super::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
 use crate::error::{Error, Result};
 use crate::eviction::Hints;
 use crate::image::Layout;
@@ -78,6 +78,18 @@ impl Tier for NoopTier {
     fn register(&self, _: &[Slot]) {}
 
     fn lease(&self, _: NamespaceId, _: &[Digest], _: usize) -> Vec<Slot> {
+        Vec::new()
+    }
+
+    fn walk(&self, _: Option<Slot>, _: usize) -> Vec<Held> {
+        Vec::new()
+    }
+
+    fn hold(&self, _: NamespaceId, _: &Digest) -> Option<Slot> {
+        None
+    }
+
+    fn digests(&self, _: NamespaceId, _: &[BlockHash]) -> Vec<Digest> {
         Vec::new()
     }
 

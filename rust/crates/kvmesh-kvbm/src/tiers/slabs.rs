@@ -210,6 +210,25 @@ impl<T> Slabs<T> {
         self.regions[index].as_mut()?.slots[number].as_mut()
     }
 
+    /// Values with their slots, in the order of the slots, from the one behind `after` on.
+    pub(super) fn behind(&self, after: Option<Slot>) -> impl Iterator<Item = (Slot, &T)> {
+        let from = after.map_or(0, |slot| slot.0 + 1);
+        let first = (from / self.region_bytes) as usize;
+        (self.regions.iter().enumerate())
+            .skip(first)
+            .filter_map(|(index, region)| {
+                Some((index as u64 * self.region_bytes, region.as_ref()?))
+            })
+            .flat_map(move |(base, region)| {
+                let number = from.saturating_sub(base).div_ceil(region.slot_bytes) as usize;
+                let slots = region.slots.iter().enumerate().skip(number);
+                slots.filter_map(move |(number, value)| {
+                    let slot = Slot(base + number as u64 * region.slot_bytes);
+                    Some((slot, value.as_ref()?))
+                })
+            })
+    }
+
     /// Notes the use of a slot, for `coldest_region`.
     pub(super) fn used(&mut self, slot: Slot, now: Tick) {
         let region = self
@@ -296,6 +315,17 @@ mod tests {
                 slabs.used_bytes(),
                 held.iter().map(|(_, size)| size).sum::<u64>()
             );
+            let slots: Vec<Slot> = held.iter().map(|(slot, _)| *slot).collect();
+            let behind = |after| {
+                slabs
+                    .behind(after)
+                    .map(|(slot, _)| slot)
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(behind(None), slots);
+            for at in 0..slots.len() {
+                assert_eq!(behind(Some(slots[at])), slots[at + 1..]);
+            }
             for (slot, _) in held {
                 assert!(slabs.remove(slot).is_some());
                 assert!(slabs.get(slot).is_none());

@@ -10,7 +10,7 @@ use kvmesh_kvbm::{Digest, Namespace, Pages};
 
 pub const BLOCK: usize = 4000;
 pub const SLOT: u64 = 4096 + 4096;
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn settings(dir: &Path, host: u64, nvme: u64) -> Settings {
     Settings {

@@ -388,6 +388,8 @@ class StoreFlow(TypedDict):
     failed: int
     # To be read back now.
     coming: int
+    # Of prefetches given up because their time was over before they were begun.
+    late: int
     # Times the tier was taken out, and the blocks it had when it came online last.
     outages: int
     recovered: int
@@ -398,6 +400,22 @@ class StoreFlow(TypedDict):
     # How bytes are moved, e.g. "io_uring, direct".
     io: str
 
+class StoreScrubbed(TypedDict):
+    """What the passes over a tier at rest came to, since the start."""
+
+    blocks: int
+    bytes: int
+    # Blocks dropped, copies of those that were bad in another tier included.
+    corrupt: int
+    # Passes that saw all of the tier.
+    passes: int
+
+# A namespace (model, revision, dtype, layout), its (rank, ranks), and the tiers of each block asked for, from the top.
+StoreLocated: TypeAlias = tuple[tuple[str, str, str, str], tuple[int, int], list[list[str]]]
+
+# Blocks, bytes, the bad ones (their tier and name in hexadecimal), and where to go on; None: that was all.
+StoreChecked: TypeAlias = tuple[int, int, list[tuple[str, str]], int | None]
+
 # Of a request: its session, whether one that continues it will come, whether it ends in a tool call, and in how many
 # seconds it will come.
 StoreHints: TypeAlias = tuple[int | None, bool | None, bool, float | None]
@@ -405,6 +423,13 @@ StoreHints: TypeAlias = tuple[int | None, bool | None, bool, float | None]
 # ("stored", the 64-bit hash of the block before the first or None, hashes, each the parent of the next),
 # ("removed", None, hashes), or ("lost", None, []): more changed than was kept, only a snapshot tells.
 StoreChange: TypeAlias = tuple[str, int | None, list[int]]
+
+class Warming:
+    """Blocks that are to come up, as `StoreServer.warming` chose them."""
+
+    @property
+    def left(self) -> int:
+        """Blocks that would not fit."""
 
 class StoreServer:
     """The store of a node: tiers in shared memory and perhaps on a disk, served on a unix socket by its own threads.
@@ -423,12 +448,15 @@ class StoreServer:
         nvme_bytes: int = 0,
         nvme_bytes_per_day: int | None = None,
         pin_bytes: int | None = None,
+        scrub_bytes_per_s: int | None = None,
+        scrub_pause_s: float = 60.0,
     ) -> StoreServer:
         """Allocates the host tier (about half a second a GiB), reads the disk tier's record, and listens.
 
         `policy` says which blocks leave a full tier: `default`, `class-index`, `lru`, `gdsf`, `s3-fifo`.
         `nvme_bytes_per_day` bounds what is written to the disk; `pin_bytes` is each tenant's budget, a quarter
-        of the host tier if None. Raises OSError that says what to change: no space, the socket is taken;
+        of the host tier if None; `scrub_bytes_per_s` is how fast blocks at rest are checked, if they are, and
+        `scrub_pause_s` the time between two passes. Raises OSError that says what to change: no space, the socket is taken;
         ValueError when its path is too long or there is no such policy. A disk that fails raises nothing:
         `flow` tells."""
 
@@ -439,6 +467,9 @@ class StoreServer:
     def stats(self, tier: str = "host") -> StoreStats: ...
     def flow(self) -> StoreFlow | None:
         """None without an nvme tier."""
+
+    def scrubbed(self) -> dict[str, StoreScrubbed]:
+        """By tier; empty where nothing is scrubbed."""
 
     @property
     def engines(self) -> int:
@@ -464,6 +495,31 @@ class StoreServer:
     @property
     def pinned(self) -> tuple[int, int]:
         """Pins and their bytes."""
+
+    def prefetch(
+        self, model: str, digests: bytes, hashes: list[int], within_s: float
+    ) -> tuple[int, int]:
+        """Begin to read the leading blocks of a chain, named by digests or by 64-bit hashes, into the host tier.
+
+        Engines come first; what has not begun within the time is given up. Returns, over the model's namespaces
+        (all: empty), the leading blocks that are there and those behind them that are to come."""
+
+    def evict(self, tier: str, model: str, digests: bytes) -> int:
+        """Drop blocks of a tier that are not in use; how many. All models: empty."""
+
+    def locate(self, model: str, digests: bytes) -> list[StoreLocated]:
+        """Where blocks are, for each namespace of a model (all: empty). Counts as no look-up."""
+
+    def check(self, tier: str, after: int | None = None, limit: int = 64) -> StoreChecked:
+        """Read some of a tier's blocks for their checksums and drop bad ones, with bad copies in other tiers; blocks.
+
+        OSError: the tier is out, or goes out."""
+
+    def warming(self, model: str) -> Warming:
+        """Choose blocks of lower tiers for the host tier's vacant room: those used last. All models: empty."""
+
+    def warm(self, warming: Warming, blocks: int) -> tuple[int, int, int]:
+        """Bring about so many of them; how many came, did not, and are left of those chosen. Blocks."""
 
     def wait_changes(self, timeout_s: float, tier: str = "host") -> bool:
         """Block until there are changes to drain, or the time is over, or `wake`; whether there are."""

@@ -1,18 +1,16 @@
-//! The KV store's two ends: `StoreServer` in the kvbm process, and in engines what [`client`] has.
+//! The KV store's two ends: [`server`] in the kvbm process, and in engines what [`client`] has.
 
 mod client;
+mod server;
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kvmesh_core::BlockHash;
-use kvmesh_kvbm::control;
 use kvmesh_kvbm::eviction::Hints;
 use kvmesh_kvbm::eviction::Policy;
 use kvmesh_kvbm::journal::Change;
-use kvmesh_kvbm::store::{Flow, NvmeSettings, PinError, Settings, Store};
-use kvmesh_kvbm::tiers::{Health, Stats, Tier};
+use kvmesh_kvbm::store::Flow;
+use kvmesh_kvbm::tiers::{Health, Stats};
 use kvmesh_kvbm::{Digest, Error};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyConnectionError, PyException, PyLookupError, PyOSError, PyValueError};
@@ -20,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 pub use self::client::{Lease, Pages, StoreClient};
+pub use self::server::{StoreServer, Warming};
 use crate::error;
 use crate::integers::Tokens;
 
@@ -134,6 +133,7 @@ pub(crate) fn flow_dict<'py>(
         ("promoted", flow.promoted),
         ("failed", flow.failed),
         ("coming", flow.coming),
+        ("late", flow.late),
         ("outages", health.outages),
         ("recovered", health.recovered),
         ("written_bytes", health.written_bytes),
@@ -157,169 +157,6 @@ pub(crate) fn tier_name(tier: kvmesh_core::Tier) -> &'static str {
 
 pub(crate) fn policy(name: &str) -> PyResult<Policy> {
     name.parse().map_err(PyValueError::new_err)
-}
-
-/// The store of a node, served on the unix socket `socket`.
-#[pyclass(module = "kvmesh.core", frozen)]
-pub struct StoreServer(control::StoreServer);
-
-impl StoreServer {
-    fn store(&self) -> &Store {
-        self.0.store()
-    }
-
-    fn tier(&self, name: &str) -> PyResult<Arc<dyn Tier>> {
-        let named = |tier: &Arc<dyn Tier>| tier.kind().is_some_and(|kind| tier_name(kind) == name);
-        let tiers = self.store().tiers();
-        (tiers.into_iter().find(named))
-            .ok_or_else(|| PyValueError::new_err(format!("this store has no tier {name:?}")))
-    }
-}
-
-#[pymethods]
-impl StoreServer {
-    #[new]
-    #[pyo3(signature = (socket, host_bytes, shm_dir, policy = "default", *, nvme_path = None, nvme_bytes = 0,
-                        nvme_bytes_per_day = None, pin_bytes = None))]
-    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
-    fn new(
-        py: Python<'_>,
-        socket: PathBuf,
-        host_bytes: u64,
-        shm_dir: PathBuf,
-        policy: &str,
-        nvme_path: Option<PathBuf>,
-        nvme_bytes: u64,
-        nvme_bytes_per_day: Option<u64>,
-        pin_bytes: Option<u64>,
-    ) -> PyResult<Self> {
-        let host = Settings::host(&shm_dir, host_bytes);
-        let settings = Settings {
-            policy: self::policy(policy)?,
-            nvme: nvme_path.map(|dir| NvmeSettings {
-                dir,
-                bytes: nvme_bytes,
-                bytes_per_day: nvme_bytes_per_day,
-            }),
-            pin_bytes: pin_bytes.unwrap_or(host.pin_bytes),
-            ..host
-        };
-        let start = || control::StoreServer::start(&socket, Arc::new(Store::new(&settings)?));
-        py.detach(start).map(Self).map_err(to_py)
-    }
-
-    #[getter]
-    fn tiers(&self) -> Vec<&'static str> {
-        let tiers = self.store().tiers();
-        (tiers.iter())
-            .filter_map(|tier| tier.kind().map(tier_name))
-            .collect()
-    }
-
-    #[pyo3(signature = (tier = "host"))]
-    fn stats<'py>(&self, py: Python<'py>, tier: &str) -> PyResult<Bound<'py, PyDict>> {
-        let tier = self.tier(tier)?;
-        stats_dict(py, &py.detach(|| tier.stats()))
-    }
-
-    fn flow<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let (flow, health) = py.detach(|| (self.store().flow(), self.store().health()));
-        health
-            .map(|health| flow_dict(py, &flow, &health))
-            .transpose()
-    }
-
-    #[getter]
-    fn engines(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.0.engines())
-    }
-
-    #[pyo3(signature = (tier = None))]
-    fn flush(&self, py: Python<'_>, tier: Option<&str>) -> PyResult<usize> {
-        let tiers = match tier {
-            Some(name) => vec![self.tier(name)?],
-            None => self.store().tiers(),
-        };
-        Ok(py.detach(|| tiers.iter().map(|tier| tier.flush()).sum()))
-    }
-
-    #[pyo3(signature = (within_s = None))]
-    fn persist(&self, py: Python<'_>, within_s: Option<f64>) -> PyResult<()> {
-        let within = within_s.map(seconds).transpose()?;
-        py.detach(|| self.store().persist(within)).map_err(to_py)
-    }
-
-    fn hint(&self, py: Python<'_>, model: &str, digests: &[u8], hints: PyHints) -> PyResult<()> {
-        let (blocks, hints) = (chain(digests)?, hints.into());
-        py.detach(|| {
-            for namespace in self.store().namespaces_of(model) {
-                self.store().hint(namespace, &blocks, hints);
-            }
-        });
-        Ok(())
-    }
-
-    fn pin(
-        &self,
-        py: Python<'_>,
-        tenant: &str,
-        model: &str,
-        digests: &[u8],
-        ttl_s: f64,
-    ) -> PyResult<(u64, usize, u64)> {
-        let (blocks, time) = (chain(digests)?, seconds(ttl_s)?);
-        let pinned = py.detach(|| self.store().pin(tenant, model, &blocks, time));
-        match pinned {
-            Ok(pinned) => Ok((pinned.receipt, pinned.blocks, pinned.bytes)),
-            Err(error @ PinError::Absent) => Err(PyLookupError::new_err(error.to_string())),
-            Err(error) => Err(PyValueError::new_err(error.to_string())),
-        }
-    }
-
-    fn unpin(&self, py: Python<'_>, receipt: u64) -> bool {
-        py.detach(|| self.store().unpin(receipt))
-    }
-
-    #[getter]
-    fn pinned(&self, py: Python<'_>) -> (usize, u64) {
-        py.detach(|| self.store().pinned())
-    }
-
-    #[pyo3(signature = (timeout_s, tier = "host"))]
-    fn wait_changes(&self, py: Python<'_>, timeout_s: f64, tier: &str) -> PyResult<bool> {
-        let (timeout, tier) = (seconds(timeout_s)?, self.tier(tier)?);
-        Ok(py.detach(|| tier.journal().is_some_and(|journal| journal.wait(timeout))))
-    }
-
-    fn wake(&self) {
-        for tier in self.store().tiers() {
-            if let Some(journal) = tier.journal() {
-                journal.wake();
-            }
-        }
-    }
-
-    #[pyo3(signature = (tier = "host"))]
-    fn drain_changes(&self, py: Python<'_>, tier: &str) -> PyResult<Vec<PyChange>> {
-        let tier = self.tier(tier)?;
-        let drained = py.detach(|| {
-            tier.journal()
-                .map(|journal| journal.drain())
-                .unwrap_or_default()
-        });
-        Ok(changes(drained))
-    }
-
-    #[pyo3(signature = (tier = "host"))]
-    fn snapshot(&self, py: Python<'_>, tier: &str) -> PyResult<(Vec<PyChange>, Vec<PyChange>)> {
-        let tier = self.tier(tier)?;
-        let (pending, state) = py.detach(|| tier.snapshot());
-        Ok((changes(pending), changes(state)))
-    }
-
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| self.0.stop());
-    }
 }
 
 /// (session, returns, tool_call, returns_in_s).

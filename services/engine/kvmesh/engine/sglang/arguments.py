@@ -55,7 +55,8 @@ def server_arguments(spec: EngineSpec) -> dict[str, Any]:
     if spec.kvbm_socket is not None:
         from kvmesh.engine.sglang.linker import linker_server_args
 
-        arguments |= linker_server_args(spec.kvbm_socket, spec.worker_id)
+        given = {"model": spec.model_name} if spec.model_name else {}
+        arguments |= linker_server_args(spec.kvbm_socket, spec.worker_id, given)
     for configured in spec.arguments:
         arguments |= {name.replace("-", "_"): value for name, value in configured.items()}
     _refuse_unknown(arguments)

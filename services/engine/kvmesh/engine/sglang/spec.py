@@ -27,6 +27,8 @@ class EngineSpec:
     # Directory of this engine's sockets and notes.
     directory: str
     kvbm_socket: str | None
+    # Its blocks' model there; empty: what the model's files say.
+    model_name: str
     # The configuration's own SGLang arguments: all roles', then this role's.
     arguments: list[dict[str, Any]]
 
@@ -59,5 +61,6 @@ class EngineSpec:
             engines=workers.prefill + workers.decode + workers.aggregated,
             directory=directory,
             kvbm_socket=kvbm_socket,
+            model_name=config.model.name,
             arguments=[engine.args, by_role[role]],
         )

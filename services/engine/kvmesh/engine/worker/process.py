@@ -110,8 +110,10 @@ class WorkerProcess:
     async def _start_engine(self, cleanup: contextlib.AsyncExitStack) -> tuple[Engine, EngineInfo]:
         config = self._config
         model = await asyncio.to_thread(resolve_model, config)
+        # What clients call the model is what its blocks are kept under.
+        named = config.model.model_copy(update={"name": model.name})
         engine = make_engine(
-            config,
+            config.model_copy(update={"model": named}),
             self._role,
             model_path=model.path,
             worker_id=self._id,

@@ -43,7 +43,7 @@ impl Catalog {
             return;
         };
         *self.followers.entry(parent).or_default() += 1;
-        let Some(&slot) = self.index.get(&parent) else {
+        let Some(slot) = self.index.get(&parent) else {
             return;
         };
         if let Some(block) = self.slabs.get(slot) {
@@ -65,7 +65,7 @@ impl Catalog {
             *count -= 1;
             if *count == 0 {
                 self.followers.remove(&parent);
-                if let Some(&slot) = self.index.get(&parent) {
+                if let Some(slot) = self.index.get(&parent) {
                     self.offer(slot);
                 }
             }

@@ -87,17 +87,15 @@ impl Catalog {
 
     /// All registered blocks, leased; `done` each.
     pub(crate) fn everything(&mut self) -> Vec<Leaving> {
-        let slots: Vec<Slot> = self.index.values().copied().collect();
+        let slots: Vec<Slot> = self.index.iter().map(|(_, slot)| slot).collect();
         let mut all = Vec::with_capacity(slots.len());
         for slot in slots {
-            let Some(block) = self.slabs.get_mut(slot) else {
+            if !self.hold(slot) {
+                continue;
+            }
+            let Some(block) = self.slabs.get(slot) else {
                 continue;
             };
-            let State::Registered { readers } = &mut block.state else {
-                continue;
-            };
-            self.stats.blocks_in_use += u64::from(*readers == 0);
-            *readers += 1;
             let (key, used, id) = (block.key, block.used, block.id);
             let leaving = Leaving {
                 slot,
@@ -107,10 +105,6 @@ impl Catalog {
                 chance: None,
                 number: 0,
             };
-            if block.parked.is_none() {
-                let slab = self.slab_of(key.0);
-                self.rankings[slab.0].withdraw(id);
-            }
             all.push((used, id, leaving));
         }
         all.sort_unstable_by_key(|&(used, id, _)| (used, id));

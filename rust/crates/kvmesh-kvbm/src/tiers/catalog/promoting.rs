@@ -52,7 +52,7 @@ impl Catalog {
     /// Whether the block is here, without its being counted as asked for.
     pub(crate) fn holds(&self, namespace: NamespaceId, digest: &Digest) -> bool {
         let slot = self.index.get(&Key(namespace, *digest));
-        slot.and_then(|&slot| self.slabs.get(slot))
+        slot.and_then(|slot| self.slabs.get(slot))
             .is_some_and(|block| matches!(block.state, State::Registered { .. }))
     }
 

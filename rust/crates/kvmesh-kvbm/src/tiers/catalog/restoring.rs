@@ -60,7 +60,7 @@ impl Catalog {
     /// What is there, in the order of its last use.
     pub(crate) fn recorded_blocks(&self) -> Vec<Event> {
         let mut blocks: Vec<(Tick, BlockId, Event)> = (self.index.iter())
-            .filter_map(|(key, &slot)| {
+            .filter_map(|(key, slot)| {
                 let block = self.slabs.get(slot)?;
                 let there = matches!(block.state, State::Registered { .. });
                 let event = Event::stored(slot, key, block.parent);
@@ -133,7 +133,7 @@ impl Catalog {
                 parked: None,
             };
             let slab = self.slab_of(namespace);
-            if self.index.contains_key(&key) || !self.slabs.insert_at(slab, slot, block) {
+            if self.index.get(&key).is_some() || !self.slabs.insert_at(slab, slot, block) {
                 continue;
             }
             let id = self.rankings[slab.0].add(slot, &at);

@@ -101,6 +101,26 @@ impl NvmeTier {
         self.health.lock().clone()
     }
 
+    /// The namespaces it knows, by their numbers.
+    pub(crate) fn namespaces(&self) -> Vec<Namespace> {
+        self.contents.lock().namespaces()
+    }
+
+    /// What is there, each with its parent, the longest unused first.
+    pub(crate) fn by_use(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
+        let events = self.contents.lock().catalog.recorded_blocks();
+        let block = |event| match event {
+            Event::Stored {
+                namespace,
+                digest,
+                parent,
+                ..
+            } => Some((namespace, digest, parent)),
+            Event::Removed { .. } => None,
+        };
+        events.into_iter().filter_map(block).collect()
+    }
+
     /// Whether the block can be read. Counts as no look-up.
     pub(crate) fn holds(&self, namespace: NamespaceId, digest: &Digest) -> bool {
         self.contents.lock().catalog.holds(namespace, digest)

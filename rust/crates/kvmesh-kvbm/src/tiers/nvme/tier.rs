@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 
 use super::NvmeTier;
 use super::contents::Contents;
@@ -14,7 +14,7 @@ use crate::eviction::Hints;
 use crate::image::{AT_REST, Layout};
 use crate::journal::{Change, Journal};
 use crate::namespace::Namespace;
-use crate::tiers::{Capabilities, NamespaceId, Room, Slot, Stats, Tier};
+use crate::tiers::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
 
 impl Tier for NvmeTier {
     fn kind(&self) -> Option<kvmesh_core::Tier> {
@@ -126,6 +126,31 @@ impl Tier for NvmeTier {
             .into_iter()
             .map(|slot| contents.epoch.outside(slot))
             .collect()
+    }
+
+    fn walk(&self, after: Option<Slot>, limit: usize) -> Vec<Held> {
+        let mut contents = self.contents.lock();
+        let after = match after.map(|slot| contents.inside(slot)) {
+            // What lay behind it went with the time it is of.
+            Some(None) => return Vec::new(),
+            after => after.flatten(),
+        };
+        let held = contents.catalog.walk(after, limit);
+        let outside = |block: Held| Held {
+            slot: contents.epoch.outside(block.slot),
+            ..block
+        };
+        held.into_iter().map(outside).collect()
+    }
+
+    fn hold(&self, namespace: NamespaceId, digest: &Digest) -> Option<Slot> {
+        let mut contents = self.contents.lock();
+        let slot = contents.catalog.hold_block(namespace, digest)?;
+        Some(contents.epoch.outside(slot))
+    }
+
+    fn digests(&self, namespace: NamespaceId, chain: &[BlockHash]) -> Vec<Digest> {
+        self.contents.lock().catalog.digests(namespace, chain)
     }
 
     fn read(&self, slot: Slot, segments: Range<usize>, out: &mut [u8]) -> Result<()> {

@@ -1,0 +1,320 @@
+//! `StoreServer`: a node's store, as the kvbm process holds it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvmesh_core::BlockHash;
+use kvmesh_kvbm::control;
+use kvmesh_kvbm::store::{self, NvmeSettings, PinError, ScrubSettings, Settings, Store};
+use kvmesh_kvbm::tiers::{Slot, Tier};
+use pyo3::exceptions::{PyLookupError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::{
+    PyChange, PyHints, chain, changes, flow_dict, policy, seconds, stats_dict, tier_name, to_py,
+};
+
+/// The store of a node, served on the unix socket `socket`.
+#[pyclass(module = "kvmesh.core", frozen)]
+pub struct StoreServer(control::StoreServer);
+
+impl StoreServer {
+    fn store(&self) -> &Store {
+        self.0.store()
+    }
+
+    fn tier(&self, name: &str) -> PyResult<Arc<dyn Tier>> {
+        let named = |tier: &Arc<dyn Tier>| tier.kind().is_some_and(|kind| tier_name(kind) == name);
+        let tiers = self.store().tiers();
+        (tiers.into_iter().find(named))
+            .ok_or_else(|| PyValueError::new_err(format!("this store has no tier {name:?}")))
+    }
+}
+
+#[pymethods]
+impl StoreServer {
+    #[new]
+    #[pyo3(signature = (socket, host_bytes, shm_dir, policy = "default", *, nvme_path = None, nvme_bytes = 0,
+                        nvme_bytes_per_day = None, pin_bytes = None, scrub_bytes_per_s = None, scrub_pause_s = 60.0))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        py: Python<'_>,
+        socket: PathBuf,
+        host_bytes: u64,
+        shm_dir: PathBuf,
+        policy: &str,
+        nvme_path: Option<PathBuf>,
+        nvme_bytes: u64,
+        nvme_bytes_per_day: Option<u64>,
+        pin_bytes: Option<u64>,
+        scrub_bytes_per_s: Option<u64>,
+        scrub_pause_s: f64,
+    ) -> PyResult<Self> {
+        let host = Settings::host(&shm_dir, host_bytes);
+        let pause = seconds(scrub_pause_s)?;
+        let settings = Settings {
+            policy: self::policy(policy)?,
+            nvme: nvme_path.map(|dir| NvmeSettings {
+                dir,
+                bytes: nvme_bytes,
+                bytes_per_day: nvme_bytes_per_day,
+            }),
+            pin_bytes: pin_bytes.unwrap_or(host.pin_bytes),
+            scrub: scrub_bytes_per_s.map(|bytes_per_s| ScrubSettings { bytes_per_s, pause }),
+            ..host
+        };
+        let start = || control::StoreServer::start(&socket, Arc::new(Store::new(&settings)?));
+        py.detach(start).map(Self).map_err(to_py)
+    }
+
+    #[getter]
+    fn tiers(&self) -> Vec<&'static str> {
+        let tiers = self.store().tiers();
+        (tiers.iter())
+            .filter_map(|tier| tier.kind().map(tier_name))
+            .collect()
+    }
+
+    #[pyo3(signature = (tier = "host"))]
+    fn stats<'py>(&self, py: Python<'py>, tier: &str) -> PyResult<Bound<'py, PyDict>> {
+        let tier = self.tier(tier)?;
+        stats_dict(py, &py.detach(|| tier.stats()))
+    }
+
+    fn flow<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let (flow, health) = py.detach(|| (self.store().flow(), self.store().health()));
+        health
+            .map(|health| flow_dict(py, &flow, &health))
+            .transpose()
+    }
+
+    /// What the scrubber has checked, tier by tier.
+    fn scrubbed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let values = PyDict::new(py);
+        for (tier, total) in py.detach(|| self.store().scrubbed()) {
+            let of_tier = PyDict::new(py);
+            for (name, value) in [
+                ("blocks", total.blocks),
+                ("bytes", total.bytes),
+                ("corrupt", total.corrupt),
+                ("passes", total.passes),
+            ] {
+                of_tier.set_item(name, value)?;
+            }
+            values.set_item(tier_name(tier), of_tier)?;
+        }
+        Ok(values)
+    }
+
+    #[getter]
+    fn engines(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.0.engines())
+    }
+
+    #[pyo3(signature = (tier = None))]
+    fn flush(&self, py: Python<'_>, tier: Option<&str>) -> PyResult<usize> {
+        let tiers = match tier {
+            Some(name) => vec![self.tier(name)?],
+            None => self.store().tiers(),
+        };
+        Ok(py.detach(|| tiers.iter().map(|tier| tier.flush()).sum()))
+    }
+
+    #[pyo3(signature = (within_s = None))]
+    fn persist(&self, py: Python<'_>, within_s: Option<f64>) -> PyResult<()> {
+        let within = within_s.map(seconds).transpose()?;
+        py.detach(|| self.store().persist(within)).map_err(to_py)
+    }
+
+    fn hint(&self, py: Python<'_>, model: &str, digests: &[u8], hints: PyHints) -> PyResult<()> {
+        let (blocks, hints) = (chain(digests)?, hints.into());
+        py.detach(|| {
+            for namespace in self.store().namespaces_of(model) {
+                self.store().hint(namespace, &blocks, hints);
+            }
+        });
+        Ok(())
+    }
+
+    fn pin(
+        &self,
+        py: Python<'_>,
+        tenant: &str,
+        model: &str,
+        digests: &[u8],
+        ttl_s: f64,
+    ) -> PyResult<(u64, usize, u64)> {
+        let (blocks, time) = (chain(digests)?, seconds(ttl_s)?);
+        let pinned = py.detach(|| self.store().pin(tenant, model, &blocks, time));
+        match pinned {
+            Ok(pinned) => Ok((pinned.receipt, pinned.blocks, pinned.bytes)),
+            Err(error @ PinError::Absent) => Err(PyLookupError::new_err(error.to_string())),
+            Err(error) => Err(PyValueError::new_err(error.to_string())),
+        }
+    }
+
+    fn unpin(&self, py: Python<'_>, receipt: u64) -> bool {
+        py.detach(|| self.store().unpin(receipt))
+    }
+
+    #[getter]
+    fn pinned(&self, py: Python<'_>) -> (usize, u64) {
+        py.detach(|| self.store().pinned())
+    }
+
+    fn prefetch(
+        &self,
+        py: Python<'_>,
+        model: &str,
+        digests: &[u8],
+        hashes: Vec<u64>,
+        within_s: f64,
+    ) -> PyResult<(usize, usize)> {
+        let (blocks, within) = (chain(digests)?, seconds(within_s)?);
+        let hashes: Vec<BlockHash> = hashes.into_iter().map(BlockHash).collect();
+        Ok(py.detach(|| {
+            let store = self.store();
+            let mut wished = (0, 0);
+            for namespace in store.namespaces_of(model) {
+                let named = store.digests(namespace, &hashes);
+                let chain = if hashes.is_empty() { &blocks } else { &named };
+                let found = store.prefetch(namespace, chain, within);
+                wished = (wished.0 + found.here, wished.1 + found.coming);
+            }
+            wished
+        }))
+    }
+
+    fn evict(&self, py: Python<'_>, tier: &str, model: &str, digests: &[u8]) -> PyResult<usize> {
+        let (blocks, tier) = (chain(digests)?, self.tier(tier)?);
+        let Some(kind) = tier.kind() else {
+            return Ok(0);
+        };
+        Ok(py.detach(|| {
+            let namespaces = self.store().namespaces_of(model).into_iter();
+            namespaces
+                .map(|namespace| self.store().evict(kind, namespace, &blocks))
+                .sum()
+        }))
+    }
+
+    fn locate(&self, py: Python<'_>, model: &str, digests: &[u8]) -> PyResult<Vec<PyLocated>> {
+        let blocks = chain(digests)?;
+        Ok(py.detach(|| {
+            let namespaces = self.store().namespaces_of(model).into_iter();
+            let located = namespaces.map(|namespace| {
+                let name = self.store().name_of(namespace);
+                let places = |block| {
+                    let tiers = self.store().places_of(namespace, block);
+                    tiers.into_iter().map(tier_name).collect()
+                };
+                let tiers = blocks.iter().map(places).collect();
+                (
+                    (name.model, name.revision, name.dtype, name.layout),
+                    (name.rank, name.ranks),
+                    tiers,
+                )
+            });
+            located.collect()
+        }))
+    }
+
+    #[pyo3(signature = (tier, after = None, limit = 64))]
+    fn check(
+        &self,
+        py: Python<'_>,
+        tier: &str,
+        after: Option<u64>,
+        limit: usize,
+    ) -> PyResult<PyChecked> {
+        let tier = self.tier(tier)?;
+        let Some(kind) = tier.kind() else {
+            return Ok((0, 0, Vec::new(), None));
+        };
+        let checked = py.detach(|| self.store().check(kind, after.map(Slot), limit));
+        let checked = checked.map_err(to_py)?;
+        let corrupt = checked.corrupt.into_iter();
+        let bad = corrupt.map(|(tier, digest)| (tier_name(tier), digest.to_string()));
+        Ok((
+            checked.blocks,
+            checked.bytes,
+            bad.collect(),
+            checked.next.map(|slot| slot.0),
+        ))
+    }
+
+    fn warming(&self, py: Python<'_>, model: &str) -> Warming {
+        Warming(Mutex::new(py.detach(|| self.store().warming(model))))
+    }
+
+    fn warm(&self, py: Python<'_>, warming: &Warming, blocks: usize) -> (u64, u64, u64) {
+        let warmed = py.detach(|| self.store().warm(&mut warming.lock(), blocks));
+        (warmed.brought, warmed.failed, warmed.to_come)
+    }
+
+    #[pyo3(signature = (timeout_s, tier = "host"))]
+    fn wait_changes(&self, py: Python<'_>, timeout_s: f64, tier: &str) -> PyResult<bool> {
+        let (timeout, tier) = (seconds(timeout_s)?, self.tier(tier)?);
+        Ok(py.detach(|| tier.journal().is_some_and(|journal| journal.wait(timeout))))
+    }
+
+    fn wake(&self) {
+        for tier in self.store().tiers() {
+            if let Some(journal) = tier.journal() {
+                journal.wake();
+            }
+        }
+    }
+
+    #[pyo3(signature = (tier = "host"))]
+    fn drain_changes(&self, py: Python<'_>, tier: &str) -> PyResult<Vec<PyChange>> {
+        let tier = self.tier(tier)?;
+        let drained = py.detach(|| {
+            tier.journal()
+                .map(|journal| journal.drain())
+                .unwrap_or_default()
+        });
+        Ok(changes(drained))
+    }
+
+    #[pyo3(signature = (tier = "host"))]
+    fn snapshot(&self, py: Python<'_>, tier: &str) -> PyResult<(Vec<PyChange>, Vec<PyChange>)> {
+        let tier = self.tier(tier)?;
+        let (pending, state) = py.detach(|| tier.snapshot());
+        Ok((changes(pending), changes(state)))
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+}
+
+/// (model, revision, dtype, layout), (rank, ranks), and the tiers of each block.
+type PyLocated = (
+    (String, String, String, String),
+    (u32, u32),
+    Vec<Vec<&'static str>>,
+);
+
+/// Blocks, bytes, the tier and name of each bad one, and where to go on.
+type PyChecked = (u64, u64, Vec<(&'static str, String)>, Option<u64>);
+
+/// Blocks that are to come up, until they have.
+#[pyclass(module = "kvmesh.core", frozen)]
+pub struct Warming(Mutex<store::Warming>);
+
+impl Warming {
+    fn lock(&self) -> MutexGuard<'_, store::Warming> {
+        // A panic inside leaves a plan that is as good as before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Warming {
+    #[getter]
+    fn left(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.lock().left)
+    }
+}
