@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,8 @@ class Answer:
             self.reasoning += delta.reasoning
             for index, call_id, name, arguments in delta.tool_calls:
                 if name is not None:
-                    assert call_id and index == len(self.calls)
+                    assert call_id
+                    assert index == len(self.calls)
                     self.calls.append([name, ""])
                 self.calls[index][1] += arguments
 
@@ -82,7 +82,8 @@ def test_nothing_held_back_without_reason(smol: TextModel) -> None:
     assert stream.feed(smol.encode("e")).content == "\ne"
     assert not stream.feed(newline + newline + smol.encode("rest"))
     assert stream.matched == "\n\n"
-    assert not stream.feed(smol.encode("more")) and not stream.flush()
+    assert not stream.feed(smol.encode("more"))
+    assert not stream.flush()
 
 
 TEXT = (
@@ -111,7 +112,9 @@ def test_reasoning_and_calls_at_every_cut(kind: str, request: pytest.FixtureRequ
 
 def test_arguments_come_as_they_are_written(smol: TextModel) -> None:
     stream = TextStream(smol, tool_format="hermes")
-    ids = smol.encode('<tool_call>{"name": "f", "arguments": {"text": "a long text, piece by piece"}}</tool_call>')
+    ids = smol.encode(
+        '<tool_call>{"name": "f", "arguments": {"text": "a long text, piece by piece"}}</tool_call>'
+    )
     pieces = [call for token in ids for call in stream.feed([token]).tool_calls]
     assert [name for _, _, name, _ in pieces][:2] == ["f", None]
     assert len(pieces) > 6
@@ -127,7 +130,9 @@ def test_ids_of_calls(smol: TextModel) -> None:
     assert all(isinstance(each, str) and each.startswith("call_") and len(each) == 29 for each in seen)
     ids = smol.encode('[TOOL_CALLS][{"name": "f", "arguments": {}}]')
     ((_, mistral, _, _),) = TextStream(smol, tool_format="mistral").feed(ids).tool_calls
-    assert mistral and len(mistral) == 9 and mistral.isalnum()
+    assert mistral is not None
+    assert len(mistral) == 9
+    assert mistral.isalnum()
 
 
 def test_calls_of_unknown_functions_are_text(smol: TextModel) -> None:
@@ -162,5 +167,5 @@ def test_marks_are_special_where_no_format_wants_them(marked: TextModel) -> None
 
 @pytest.mark.parametrize("options", [{"tool_format": "no"}, {"reasoning_format": "no"}])
 def test_unknown_formats(smol: TextModel, options: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="no such .* format, name: no"):
+    with pytest.raises(ValueError, match=r"no such .* format, name: no"):
         TextStream(smol, **options)  # pyright: ignore[reportArgumentType]

@@ -62,7 +62,9 @@ def neighbours(kind: str) -> Tokenizer:
     return tokenizer
 
 
-def check_random(model: TextModel, tokenizer: Tokenizer, sequences: int, longest: int, ids: list[int]) -> None:
+def check_random(
+    model: TextModel, tokenizer: Tokenizer, sequences: int, longest: int, ids: list[int]
+) -> None:
     rng = random.Random(1)
     for _ in range(sequences):
         sequence = rng.choices(ids, k=rng.randrange(1, longest))
@@ -172,7 +174,9 @@ def test_unfinished_character_at_the_end(smol: tuple[TextModel, Tokenizer]) -> N
 def test_special_and_unknown_tokens(smol: tuple[TextModel, Tokenizer]) -> None:
     model, tokenizer = smol
     end = model.token_id("<|im_end|>")
-    assert end == tokenizer.token_to_id("<|im_end|>") and model.is_special(end)
+    assert end is not None
+    assert end == tokenizer.token_to_id("<|im_end|>")
+    assert model.is_special(end)
     assert model.vocab_size == tokenizer.get_vocab_size()
     assert not TextStream(model).feed([end, end, 2**31])
     assert TextStream(model, skip_special=False).feed([end]).content == "<|im_end|>"

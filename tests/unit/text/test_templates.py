@@ -17,7 +17,10 @@ from kvmesh.core import TextModel
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Tōkyō", "days": 2}}}
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "one": [{"role": "user", "content": "Hello,  world! \n"}],
-    "system": [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "<b>Hé</b> & 'so' 🗼"}],
+    "system": [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "<b>Hé</b> & 'so' 🗼"},
+    ],
     "turns": [
         {"role": "user", "content": "1"},
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\ntwo"},
@@ -47,7 +50,7 @@ ARGS: dict[str, dict[str, Any]] = {
     "some": {
         "enable_thinking": False,
         "date_string": "1 Jan 2026",
-        "extra": {"ü": [1, 2.5, 1e-7, 1e22, -0.0, None, True], "a\"b": "\x7f\n\u2028"},
+        "extra": {"ü": [1, 2.5, 1e-7, 1e22, -0.0, None, True], 'a"b': "\x7f\n\u2028"},
     },
 }
 
@@ -114,7 +117,8 @@ def test_final_message_continued(
     expected = theirs(tokenizer, messages, None, {"date_string": "now"}, **flags)
     assert ours(model, messages, None, {"date_string": "now"}, **flags) == expected
     if isinstance(content, str):
-        assert expected is not None and expected.rstrip().endswith("One, two,")
+        assert expected is not None
+        assert expected.rstrip().endswith("One, two,")
 
 
 def test_default_model_renders(models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]]) -> None:
@@ -130,15 +134,19 @@ def test_refusal_in_the_templates_words(
     models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]],
 ) -> None:
     model, _ = models["mistral"]
-    with pytest.raises(ValueError, match="^After the optional system message, conversation roles must alternate$"):
+    with pytest.raises(
+        ValueError, match=r"^After the optional system message, conversation roles must alternate$"
+    ):
         model.render(json.dumps(CONVERSATIONS["bad roles"]).encode())
 
 
-@pytest.mark.parametrize("messages", [b"", b"{}", b"[1", b"[" * 10_000, b'[{"role": "user", "content": "\xff"}]'])
+@pytest.mark.parametrize(
+    "messages", [b"", b"{}", b"[1", b"[" * 10_000, b'[{"role": "user", "content": "\xff"}]']
+)
 def test_bad_input_is_an_error(
     models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]], messages: bytes
 ) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="messages must be a JSON list"):
         models["default"][0].render(messages)
     with pytest.raises(ValueError, match="tools must be a JSON list"):
         models["default"][0].render(b"[]", b"{}")

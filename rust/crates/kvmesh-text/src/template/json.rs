@@ -2,11 +2,11 @@
 
 use minijinja::{
     Error, ErrorKind, Value,
-    value::{Kwargs, Rest, ValueKind, from_args},
+    value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args},
 };
 
 /// The filter; its parameters are `json.dumps`'s, in the order in which `transformers` takes them.
-pub fn tojson(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+pub fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     type Positional = (
         Option<bool>,
         Option<Value>,
@@ -14,6 +14,7 @@ pub fn tojson(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
         Option<bool>,
         Kwargs,
     );
+    let args = args.into_values();
     let (ensure_ascii, indent, separators, sort_keys, named): Positional = from_args(&args)?;
     let ensure_ascii = match ensure_ascii {
         Some(given) => Some(given),
