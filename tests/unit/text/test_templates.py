@@ -50,6 +50,7 @@ ARGS: dict[str, dict[str, Any]] = {
     "some": {
         "enable_thinking": False,
         "date_string": "1 Jan 2026",
+        "more": {"it's": [1, 2.5, None, True, "\n"]},
         "extra": {"ü": [1, 2.5, 1e-7, 1e22, -0.0, None, True], 'a"b': "\x7f\n\u2028"},
     },
 }
