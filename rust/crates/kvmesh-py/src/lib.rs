@@ -9,6 +9,7 @@ mod kvbm;
 mod select;
 mod simulate;
 mod streams;
+mod text;
 mod tiered;
 
 use pyo3::prelude::*;
@@ -28,6 +29,9 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kvbm::Lease>()?;
     module.add_class::<kvbm::Pages>()?;
     module.add_class::<streams::PyStreams>()?;
+    module.add_class::<text::PyTextModel>()?;
+    module.add_class::<text::PyTextStream>()?;
+    module.add_class::<text::PyTextDelta>()?;
     module.add_class::<select::PySelector>()?;
     module.add_class::<select::PyPlaced>()?;
     module.add_class::<select::PyRefused>()?;

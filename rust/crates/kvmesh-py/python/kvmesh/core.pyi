@@ -1,4 +1,4 @@
-"""kvmesh's Rust data plane: block hashes, the prefix index, placement and the KV store."""
+"""kvmesh's Rust data plane: block hashes, the prefix index, placement, the KV store and text."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -723,3 +723,131 @@ def simulate(words: list[str]) -> int:
     """Runs `kvmesh simulate` with these words and returns its exit status. It prints to the process'
     stdout and stderr, blocks until it is done, and lets other threads run meanwhile. What a signal's
     handler raises ends it, and is raised."""
+
+class TextModel:
+    """What a checkpoint's tokenizer files say: tokens, chat templates, the formats of tool calls and reasoning.
+
+    Immutable; any thread may use it. Methods that may take long release the GIL.
+    """
+
+    def __new__(cls, path: str | os.PathLike[str]) -> TextModel:
+        """Read the files of a directory; takes up to seconds.
+
+        Raises KeyError without a `tokenizer.json`, ValueError for files that cannot be read.
+        """
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered."""
+
+    @property
+    def tool_format(self) -> str | None:
+        """The name of the tool-call format that the chat template shows."""
+
+    @property
+    def reasoning_format(self) -> str | None:
+        """The name of the reasoning format that the chat template shows."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+
+    def render(
+        self,
+        messages_json: bytes,
+        tools_json: bytes | None = None,
+        args_json: bytes | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The text of a conversation, by the chat template.
+
+        `messages_json`, `tools_json`: JSON lists of objects as templates take them; `args_json`: a JSON object of
+        further variables, or None. Raises ValueError, with the template's own words where it refuses the
+        conversation.
+        """
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt."""
+
+    def encode_chat(
+        self,
+        messages_json: bytes,
+        tools_json: bytes | None = None,
+        args_json: bytes | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of what `render` gives."""
+
+    def decode(self, token_ids: _Tokens, skip_special: bool = True) -> str:
+        """The text of all of an output's ids at once. Unknown ids have none."""
+
+    def token(self, token_id: int) -> tuple[str, bytes]:
+        """One token's text and bytes, by itself: the bytes may be part of a character, which the text shows as
+        U+FFFD. Empty for an unknown id."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary ("<|im_end|>")."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is special: part of the protocol, not of the text."""
+
+    def opens_reasoning(self, token_ids: _Tokens) -> bool:
+        """Whether a prompt ends within reasoning, so that its answer begins there; its last 16 tokens are
+        enough."""
+
+class TextDelta:
+    """What one step adds to an answer; any part may be empty. False when all are."""
+
+    @property
+    def content(self) -> str:
+        """The answer's text."""
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before."""
+
+    @property
+    def tool_calls(self) -> list[tuple[int, str | None, str | None, str]]:
+        """Pieces of tool calls: (index, id, name, piece of the arguments' JSON). `id` and `name` come with a call's
+        first piece and are None after it."""
+
+    def __bool__(self) -> bool: ...
+
+class TextStream:
+    """Reads one answer: token ids in, what a client sees out. It adds up to the same however the ids are cut."""
+
+    def __new__(
+        cls,
+        model: TextModel,
+        stops: Sequence[str] | None = None,
+        tool_format: str | None = None,
+        tool_names: Sequence[str] | None = None,
+        reasoning_format: str | None = None,
+        in_reasoning: bool | None = None,
+        skip_special: bool = True,
+    ) -> TextStream:
+        """`stops`: the text ends before the one that is complete first. `tool_format`, `reasoning_format`: names, or
+        None where calls or reasoning are to be text. `tool_names`: the functions there are; a call of another
+        is text; empty means any. `in_reasoning`: whether the answer begins within reasoning
+        (`TextModel.opens_reasoning`); None means as the format's name says. `skip_special`: special tokens have
+        no text, but those that mark calls and reasoning. Raises ValueError for a format of no known name."""
+
+    def feed(self, token_ids: _Tokens) -> TextDelta:
+        """What these ids make certain. Behind a stop string nothing more is."""
+
+    def flush(self) -> TextDelta:
+        """The rest, once no more ids come, also after a stop string."""
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that ended the answer."""
+
+    @property
+    def tokens(self) -> int:
+        """Ids read so far, up to the one that completed a stop string."""
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many of them were reasoning, its marks included."""

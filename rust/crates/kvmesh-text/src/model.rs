@@ -1,0 +1,110 @@
+//! A model's text: its tokenizer, its chat templates, and the formats they show.
+
+use std::{path::Path, sync::Arc};
+
+use kvmesh_core::{Error, ErrorKind, Result};
+use tokenizers::Tokenizer;
+
+use crate::{
+    detokenizer::Detokenizer,
+    parse::{ReasoningFormat, ToolFormat},
+    template::{ChatTemplates, Conversation},
+    vocabulary::Vocabulary,
+};
+
+/// Tokens at a prompt's end that may hold the start of reasoning.
+const PROMPT_TAIL: usize = 16;
+
+/// What a checkpoint's tokenizer files say. Immutable; shared by threads.
+pub struct TextModel {
+    vocabulary: Arc<Vocabulary>,
+    templates: ChatTemplates,
+    tool_format: Option<&'static ToolFormat>,
+    reasoning_format: Option<ReasoningFormat>,
+}
+
+impl TextModel {
+    /// Reads `tokenizer.json` and the files of [`ChatTemplates::load`]; takes up to seconds.
+    ///
+    /// NotFound without a `tokenizer.json`, InvalidArgument for files that cannot be read.
+    pub fn load(directory: &Path) -> Result<Self> {
+        let file = directory.join("tokenizer.json");
+        let here = |error: Error| error.with_context("file", file.display());
+        if !file.is_file() {
+            return Err(here(Error::new(
+                ErrorKind::NotFound,
+                "there is no tokenizer.json",
+            )));
+        }
+        let mut tokenizer =
+            Tokenizer::from_file(&file).map_err(|error| here(Error::invalid(error.to_string())))?;
+        // Some files carry what their training wanted; a prompt is what it is.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| here(Error::invalid(error.to_string())))?;
+        tokenizer.with_padding(None);
+        let vocabulary = Vocabulary::new(tokenizer).map_err(here)?;
+        let templates = ChatTemplates::load(directory)?;
+        let source = templates.source(true).unwrap_or_default();
+        Ok(Self {
+            tool_format: ToolFormat::of_template(source),
+            reasoning_format: ReasoningFormat::of_template(source),
+            vocabulary: Arc::new(vocabulary),
+            templates,
+        })
+    }
+
+    /// The vocabulary.
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
+    }
+
+    /// The chat templates; there may be none.
+    pub fn templates(&self) -> &ChatTemplates {
+        &self.templates
+    }
+
+    /// The format of tool calls that the template shows.
+    pub fn tool_format(&self) -> Option<&'static ToolFormat> {
+        self.tool_format
+    }
+
+    /// The format of reasoning that the template shows.
+    pub fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        self.reasoning_format
+    }
+
+    /// Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .vocabulary
+            .tokenizer()
+            .encode_fast(text, add_special_tokens)
+            .map_err(|error| Error::invalid(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a conversation. The template has written the special tokens.
+    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>> {
+        self.encode(&self.templates.render(conversation)?, false)
+    }
+
+    /// The text of all of an output's ids at once.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut detokenizer =
+            Detokenizer::new(Arc::clone(&self.vocabulary), skip_special, Vec::new());
+        let mut text = String::new();
+        for &id in ids {
+            detokenizer.feed(id, &mut text);
+        }
+        detokenizer.flush(&mut text);
+        text
+    }
+
+    /// Whether a prompt ends within reasoning, so that its answer begins there; its last tokens are enough.
+    pub fn opens_reasoning(&self, prompt: &[u32]) -> bool {
+        let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
+        self.reasoning_format
+            .is_some_and(|format| format.opened_by(&self.decode(tail, false)))
+    }
+}
