@@ -29,7 +29,9 @@ pub mod policy;
 mod queue;
 pub mod rates;
 mod reports;
+pub mod saved;
 mod selector;
+mod shadow;
 mod slots;
 mod speculation;
 mod tail;
@@ -41,5 +43,8 @@ pub use cost::Prices;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use rates::{Law, Probe};
 pub use selector::{Config, Context, Errors, NoWorker, Selector};
+pub use shadow::{GivenRates, Shadow};
 pub use slots::{Changed, Lease, Leases, Progress, Slots};
-pub use types::{Candidate, Found, Lookup, Placed, Request, Role, Terms, WorkerId, WorkerSpec};
+pub use types::{
+    Candidate, Found, Lookup, Placed, Request, Role, Shadowed, Terms, WorkerId, WorkerSpec,
+};

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::rates::Work;
 
 /// A prompt in the queue.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Waiting {
     /// Its lease.
     pub lease: u64,
@@ -22,7 +22,7 @@ pub struct Waiting {
 }
 
 /// First come, first served, as engines do it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Queue {
     waiting: VecDeque<Waiting>,
     /// When the worker turned to the head.

@@ -15,6 +15,7 @@ use crate::{
     policy::{Policy, PolicyName},
     queue::Waiting,
     rates::{ClassRates, Law, Work},
+    shadow::Shadow,
     slots::{Leases, Progress, Slots},
     speculation::Speculation,
     tail::Tail,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// What a selector can be told to do differently.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     /// Tokens in a block.
     pub block_tokens: u32,
@@ -90,14 +91,14 @@ pub struct Context<'a> {
 pub struct Selector {
     pub(crate) config: Config,
     pub(crate) workers: Vec<Option<Worker>>,
-    lives: u32,
-    classes: FxHashMap<String, usize>,
+    pub(crate) lives: u32,
+    pub(crate) classes: FxHashMap<String, usize>,
     pub(crate) rates: Vec<ClassRates>,
     pub(crate) leases: Leases,
     pub(crate) speculation: Speculation,
     pub(crate) returns: Returns,
     /// By name, and whether it chooses decode partners.
-    policies: FxHashMap<(PolicyName, bool), Box<dyn Policy>>,
+    pub(crate) policies: FxHashMap<(PolicyName, bool), Box<dyn Policy>>,
     pub(crate) waitlist: Waitlist,
     pub(crate) line: Line,
     pub(crate) drain: Drain,
@@ -108,10 +109,11 @@ pub struct Selector {
     pub(crate) tail: Tail,
     pub(crate) scratch: Scratch,
     pub(crate) errors: Errors,
+    pub(crate) shadows: Vec<Shadow>,
 }
 
 /// How far predicted times to the first token were off, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Errors {
     /// Prompts computed.
     pub count: u64,
@@ -144,6 +146,7 @@ impl Selector {
             tail: Tail::default(),
             scratch: Scratch::default(),
             errors: Errors::default(),
+            shadows: Vec::new(),
         }
     }
 
@@ -282,10 +285,12 @@ impl Selector {
         if !self.can_place(&request) {
             return Err(NoWorker);
         }
+        let (latest, why) = self.latest(&request, context);
         let held = Held {
             since: context.now,
             counted: context.now,
-            latest: self.latest(&request, context),
+            latest,
+            why,
             request,
         };
         if let Some(held) = self.admit(held, context) {
@@ -440,6 +445,7 @@ impl Selector {
         context: &mut Context<'_>,
     ) {
         let Held { request, since, .. } = held;
+        let shadows = self.cast_shadows(&request, &winner, context);
         let lease = self.new_lease(context.chance);
         let cached: u32 = winner.cached.iter().sum();
         let uncached = request.prompt_tokens.max(1) - cached;
@@ -486,6 +492,7 @@ impl Selector {
             candidates,
             costs,
             held_ms: context.now - since,
+            shadows,
         });
     }
 
