@@ -253,10 +253,11 @@ async def test_a_log_is_replayed_by_the_command(mesh: Mesh, tmp_path: Path) -> N
     router = ["--router", mesh.config.router.effective_address()]
 
     async def run(*arguments: str) -> str:
-        process = await asyncio.create_subprocess_exec(*command, *arguments, stdout=asyncio.subprocess.PIPE)
-        said, _ = await process.communicate()
-        assert process.returncode == 0, said
-        return said.decode()
+        done = await asyncio.to_thread(
+            subprocess.run, [*command, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert "least-loaded would have chosen" in await run("explain", "r3", *router)
     (now,) = json.loads(await run("set", "max_waiting", "7", "--json", *router))

@@ -279,6 +279,7 @@ impl<L: Lookup> Driver<L> {
                 Err(_) => Answer::NoWorker,
             },
             Input::Withdraw { request } => known(selector.withdraw(request)),
+            Input::Adopt(adopted) => known(selector.adopt(adopted, context)),
             Input::Progress {
                 lease,
                 prefilled,

@@ -1,6 +1,6 @@
 //! All that a selector is ever told, as data.
 
-use kvmesh_select::{Request, WorkerId, WorkerSpec, saved};
+use kvmesh_select::{Adopted, Request, WorkerId, WorkerSpec, saved};
 use serde::{Deserialize, Serialize};
 
 /// One call of a selector.
@@ -31,6 +31,8 @@ pub enum Input {
         /// The request's number.
         request: u64,
     },
+    /// [`kvmesh_select::Selector::adopt`].
+    Adopt(Adopted),
     /// [`kvmesh_select::Selector::progress_moved`].
     Progress {
         /// Whose.

@@ -92,7 +92,7 @@ fn a_log_whose_beginning_is_gone_starts_from_a_snapshot() {
         names
     };
     assert_eq!(names().len(), 3);
-    assert!(names()[0] > "tiny.00000002.jsonl".to_owned());
+    assert!(names()[0].as_str() > "tiny.00000002.jsonl");
     let report = only(directory.path(), &Options::default());
     assert_eq!(
         (report.files, report.differences.len(), report.skipped),

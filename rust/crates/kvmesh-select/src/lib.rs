@@ -15,6 +15,7 @@
 
 mod admission;
 mod admit;
+mod adopt;
 mod candidates;
 pub mod choose;
 mod cost;
@@ -39,10 +40,12 @@ mod types;
 mod worker;
 
 pub use admission::{Admission, Reason, Refused};
+pub use adopt::Adopted;
 pub use cost::Prices;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use rates::{Law, Probe};
-pub use selector::{Config, Context, Errors, NoWorker, Selector};
+pub use reports::Errors;
+pub use selector::{Config, Context, NoWorker, Selector};
 pub use shadow::{GivenRates, Shadow};
 pub use slots::{Changed, Lease, Leases, Progress, Slots};
 pub use types::{

@@ -17,8 +17,8 @@ pub struct Waiting {
     pub onboard: [u32; 3],
     /// When it was placed.
     pub placed: f64,
-    /// Milliseconds from then until it would be computed, as predicted.
-    pub expected: f64,
+    /// Milliseconds from then until it would be computed, as predicted; None where another router predicted it.
+    pub expected: Option<f64>,
 }
 
 /// First come, first served, as engines do it.
@@ -92,7 +92,7 @@ mod tests {
             ms,
             onboard: [0; 3],
             placed: 0.0,
-            expected: ms,
+            expected: Some(ms),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::{
     policy::{Policy, PolicyName},
     queue::Waiting,
     rates::{ClassRates, Law, Work},
+    reports::Errors,
     shadow::Shadow,
     slots::{Leases, Progress, Slots},
     speculation::Speculation,
@@ -110,19 +111,6 @@ pub struct Selector {
     pub(crate) scratch: Scratch,
     pub(crate) errors: Errors,
     pub(crate) shadows: Vec<Shadow>,
-}
-
-/// How far predicted times to the first token were off, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Errors {
-    /// Prompts computed.
-    pub count: u64,
-    /// Sum of actual minus predicted milliseconds from placement to computed prompt.
-    pub bias_ms: f64,
-    /// Sum of their absolute values.
-    pub absolute_ms: f64,
-    /// Sum of the actual milliseconds.
-    pub actual_ms: f64,
 }
 
 impl Selector {
@@ -468,7 +456,7 @@ impl Selector {
                 ms,
                 onboard: [host, nvme, network],
                 placed: context.now,
-                expected: winner.terms.queue + ms,
+                expected: Some(winner.terms.queue + ms),
             };
             worker.queue.push(context.now, entry);
         }

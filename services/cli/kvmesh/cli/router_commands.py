@@ -184,7 +184,9 @@ def _change(key: str, value: str) -> ConfigureRequest:
     except ValueError:
         kind = "a whole number from 0 on" if key == "max_waiting" else "a number"
         raise invalid(f"{key} is {kind}, not `{value}`", param=key) from None
-    return ConfigureRequest(temperature=number) if key == "temperature" else ConfigureRequest(max_wait_s=number)
+    return (
+        ConfigureRequest(temperature=number) if key == "temperature" else ConfigureRequest(max_wait_s=number)
+    )
 
 
 def _show_decision(console: Console, decision: Decision) -> None:

@@ -38,8 +38,8 @@ def replay(
 ) -> None:
     """Make a log's decisions again, and compare; show what another policy, or other rates, would have chosen.
 
-    The other policy is asked in the state that the logged placements led to. `regret` is the predicted cost, in
-    milliseconds, that its choice would have saved. Exits with 4 when a decision comes out otherwise.
+    The other policy is asked in the state that the logged placements led to. `regret` is the predicted cost,
+    in milliseconds, that its choice would have saved. Exits with 4 when a decision comes out otherwise.
 
     \b
     Examples:
@@ -88,7 +88,7 @@ def _rates(path: Path) -> Rates:
 
 def _show(console: Console, report: dict[str, Any]) -> None:
     console.print(
-        f"model {report['model']}: {report['same']:,} of {report['decisions']:,} decisions came out the same, "
+        f"{report['model']}: {report['same']:,} of {report['decisions']:,} decisions came out the same; "
         f"{report['refusals']:,} refusals; {report['calls']:,} calls in {report['files']:,} files, "
         f"{report['missing']:,} missing, {report['skipped']:,} skipped",
         soft_wrap=True,

@@ -116,7 +116,9 @@ class RouterMetrics:
             f"{p}_shadow_ttft_seconds_total", "predicted time to the first token, of both", ["policy", "of"]
         )
         self.log_lines = Counter(f"{p}_decision_log_lines_total", "lines written to the decision log")
-        self.log_dropped = Counter(f"{p}_decision_log_dropped_total", "lines that were not; the log says where")
+        self.log_dropped = Counter(
+            f"{p}_decision_log_dropped_total", "lines that were not; the log says where"
+        )
         self.log_failing = Gauge(f"{p}_decision_log_failing", "models whose log could not be written last")
         self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of placed prompts")
         self.cached_tokens = Counter(

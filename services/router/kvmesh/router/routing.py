@@ -271,7 +271,9 @@ class Routing:
         if model is not None:
             self._begin_turn()
             try:
-                return model, model.submit(number, request, request.policy or self.settings.policy, self.policies)
+                return model, model.submit(
+                    number, request, request.policy or self.settings.policy, self.policies
+                )
             except LookupError:
                 pass
         raise placement.none_ready(workers, name, request.exclude_worker_ids)
@@ -463,7 +465,7 @@ class Routing:
 
 
 def _check_directory(path: str) -> None:
-    """Make it, where one is wanted. Raises KvmeshError(INVALID_ARGUMENT) when nothing can be written there."""
+    """Make it, where one is wanted. Raises KvmeshError(INVALID_ARGUMENT) when it cannot be written."""
     if not path:
         return
     try:

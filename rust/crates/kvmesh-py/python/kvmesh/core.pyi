@@ -290,6 +290,23 @@ class Selector:
     def withdraw(self, request: int, *, now: float = 0.0) -> bool:
         """Take a request back that is held; False when it is not held any more."""
 
+    def adopt(
+        self,
+        now: float,
+        lease: int,
+        *,
+        prefill: int,
+        decode: int,
+        prompt_tokens: int,
+        cached: _Tiers,
+        blocks: _Hashes,
+        prefilled: bool = False,
+        output_tokens: int = 0,
+    ) -> bool:
+        """Take over a lease that another replica gave out, as if it had been placed here now; False when it is held already.
+        `cached` are prompt tokens by tier; `blocks` the prompt's hashes, as long as it is not computed. A worker that is
+        not there any more is not weighed."""
+
     def progress(
         self,
         now: float,

@@ -1,54 +1,28 @@
 //! `Selector`: placements for one model, for the event loop that owns it.
 
 mod external;
+mod linked;
 mod log;
 mod outcome;
 
-use std::sync::Arc;
-
-use kvmesh_core::Tier;
-use kvmesh_index::{Change, HolderId, Matches, PrefixIndex};
+use kvmesh_index::HolderId;
 use kvmesh_replay::{Answer, Changes, Driver, Input, Log, LogConfig};
 use kvmesh_select::{
-    Admission, Config, Found, Lookup, NoWorker, Policy, PolicyName, Probe, Request, Role, Selector,
-    WorkerId, WorkerSpec,
+    Admission, Adopted, Config, NoWorker, PolicyName, Probe, Request, Role, Selector, WorkerId,
+    WorkerSpec,
 };
 use pyo3::{
     exceptions::{PyLookupError, PyRuntimeError, PyValueError},
     prelude::*,
     types::PyString,
 };
-use rustc_hash::FxHashMap;
 
-use self::external::External;
+use self::{external::judges, linked::Linked};
 pub use self::{
     log::replay,
     outcome::{PyPlaced, PyRefused},
 };
 use crate::{error::to_py, index::PyPrefixIndex, integers::Hashes};
-
-/// What is known of one law: its name, coefficients by name, observations, mean relative error.
-type LawTuple = (&'static str, Vec<(&'static str, f64)>, u64, f64);
-
-/// The prefix index with the selector's names for its engines.
-struct Linked {
-    index: Arc<PrefixIndex>,
-    workers: FxHashMap<HolderId, WorkerId>,
-    matches: Matches,
-}
-
-impl Lookup for Linked {
-    fn matches(&mut self, blocks: &[u64], found: &mut Vec<Found>) {
-        self.index.matches(blocks, &mut self.matches);
-        let named = |hit: kvmesh_index::Match| {
-            Some(Found {
-                worker: *self.workers.get(&hit.engine)?,
-                depths: hit.depths,
-            })
-        };
-        found.extend(self.matches.iter().filter_map(named));
-    }
-}
 
 /// Places the requests of one model. Times are milliseconds from 0 on that never fall; workers, requests and leases are
 /// ints. The same calls with the same seed bring about the same placements.
@@ -73,13 +47,6 @@ impl PySelector {
             .policy(name)
             .map_err(|error| PyValueError::new_err(error.to_string()))
     }
-}
-
-fn judges(py: Python<'_>, judge: &Py<PyAny>) -> (Box<dyn Policy>, Box<dyn Policy>) {
-    (
-        Box::new(External::new(judge.clone_ref(py), false)),
-        Box::new(External::new(judge.clone_ref(py), true)),
-    )
 }
 
 #[pymethods]
@@ -123,11 +90,7 @@ impl PySelector {
             admission,
             ..standard
         };
-        let lookup = Linked {
-            index: index.share(),
-            workers: FxHashMap::default(),
-            matches: Matches::new(),
-        };
+        let lookup = Linked::new(index.share());
         Ok(Self {
             driver: Driver::new(Selector::new(config), lookup, seed),
             externals: Vec::new(),
@@ -195,17 +158,14 @@ impl PySelector {
     #[pyo3(signature = (worker, *, now = 0.0))]
     fn remove_worker(&mut self, worker: u64, now: f64) {
         let worker = WorkerId::from_raw(worker);
-        let workers = &mut self.driver.lookup.workers;
-        workers.retain(|_, linked| *linked != worker);
+        self.driver.lookup.unlink(worker);
         self.driver.call(now, Input::RemoveWorker { worker });
     }
 
     /// Say which engine of the index a worker is; an earlier link ends.
     fn link(&mut self, worker: u64, holder: u32) {
         let id = WorkerId::from_raw(worker);
-        let workers = &mut self.driver.lookup.workers;
-        workers.retain(|_, linked| *linked != id);
-        workers.insert(HolderId::from_raw(holder), id);
+        self.driver.lookup.link(HolderId::from_raw(holder), id);
     }
 
     // -- requests --
@@ -260,6 +220,38 @@ impl PySelector {
         self.driver.call(now, Input::Withdraw { request }) == Answer::Done
     }
 
+    /// Take over a lease that another replica gave out, as if it had been placed here now; False when it is held already.
+    /// cached are prompt tokens by tier; blocks the prompt's hashes, as long as it is not computed. A worker that
+    /// is not there any more is not weighed.
+    #[pyo3(signature = (
+        now, lease, *, prefill, decode, prompt_tokens, cached, blocks, prefilled = false, output_tokens = 0
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn adopt(
+        &mut self,
+        now: f64,
+        lease: u64,
+        prefill: u64,
+        decode: u64,
+        prompt_tokens: u32,
+        cached: [u32; 4],
+        blocks: Hashes,
+        prefilled: bool,
+        output_tokens: u32,
+    ) -> bool {
+        let adopted = Adopted {
+            lease,
+            prefill: WorkerId::from_raw(prefill),
+            decode: WorkerId::from_raw(decode),
+            prompt_tokens,
+            cached,
+            blocks: blocks.0.into(),
+            prefilled,
+            output_tokens,
+        };
+        self.driver.call(now, Input::Adopt(adopted)) == Answer::Done
+    }
+
     /// Account for a lease's progress and renew it. transfer_ms of the time until its prompt was reported went
     /// into moving its KV, 0 if that is not known. None for a lease that is not held.
     #[pyo3(signature = (now, lease, *, prefilled = false, output_tokens = 0, transfer_ms = 0.0))]
@@ -306,26 +298,7 @@ impl PySelector {
 
     /// As PrefixIndex.apply, and takes note of what linked workers have on their devices.
     fn apply(&mut self, now: f64, batch: &[u8]) -> PyResult<()> {
-        let Driver { lookup, .. } = &mut self.driver;
-        let index = Arc::clone(&lookup.index);
-        // Out of the way, so that the selector can be told while the index reads.
-        let workers = std::mem::take(&mut lookup.workers);
-        let note = |holder: HolderId, change: &Change<'_>| {
-            let Some(&worker) = workers.get(&holder) else {
-                return;
-            };
-            match *change {
-                Change::Stored(Tier::Device, _, hashes) => self.driver.stored(now, worker, hashes),
-                Change::Removed(Tier::Device, hashes) => self.driver.removed(now, worker, hashes),
-                Change::Cleared(None | Some(Tier::Device)) => {
-                    self.driver.call(now, Input::Cleared { worker });
-                }
-                _ => {}
-            }
-        };
-        let applied = index.apply_noting(batch, note);
-        self.driver.lookup.workers = workers;
-        applied.map_err(to_py)
+        linked::apply(&mut self.driver, now, batch).map_err(to_py)
     }
 
     /// A worker's device has nothing, or nothing is known of it.
@@ -474,25 +447,8 @@ impl PySelector {
 
     /// What was learned: (hardware class, workers now, laws); a law is (name, [(coefficient, ms)], observations,
     /// mean relative error of late).
-    fn rates(&self) -> Vec<(String, usize, Vec<LawTuple>)> {
-        let law = |law: kvmesh_select::Law| {
-            (
-                law.name,
-                law.coefficients,
-                law.quality.count,
-                law.quality.error,
-            )
-        };
-        let rates = self.driver.selector().rates().into_iter();
-        rates
-            .map(|(class, workers, laws)| {
-                (
-                    class.to_owned(),
-                    workers,
-                    laws.into_iter().map(law).collect(),
-                )
-            })
-            .collect()
+    fn rates(&self) -> Vec<outcome::ClassTuple> {
+        outcome::rates(self.driver.selector())
     }
 
     /// How far predicted times to a computed prompt were off: (prompts, sum of actual minus predicted ms, sum of its

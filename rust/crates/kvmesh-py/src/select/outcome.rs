@@ -1,7 +1,7 @@
 //! What became of requests, for Python.
 
 use kvmesh_replay::Driver;
-use kvmesh_select::{Candidate, Lookup, Placed, PolicyName, Refused, Shadowed};
+use kvmesh_select::{Candidate, Law, Lookup, Placed, PolicyName, Refused, Selector, Shadowed};
 use pyo3::{intern, prelude::*, types::PyString};
 
 /// (policy, prefill worker, decode worker, its cost and time to the first token, those of the placement that was made).
@@ -169,4 +169,21 @@ pub fn policy_name(
         PolicyName::Kv => intern!(py, "kv").clone().unbind(),
         other => PyString::new(py, other.name()).unbind(),
     }
+}
+
+/// What is known of one law: its name, coefficients by name, observations, mean relative error.
+type LawTuple = (&'static str, Vec<(&'static str, f64)>, u64, f64);
+/// Of one hardware class: its name, its workers now, its laws.
+pub type ClassTuple = (String, usize, Vec<LawTuple>);
+
+pub fn rates(selector: &Selector) -> Vec<ClassTuple> {
+    let law = |law: Law| {
+        let quality = law.quality;
+        (law.name, law.coefficients, quality.count, quality.error)
+    };
+    let classes = selector.rates().into_iter();
+    let tuple = |(class, workers, laws): (&str, usize, [Law; 4])| {
+        (class.to_owned(), workers, laws.map(law).to_vec())
+    };
+    classes.map(tuple).collect()
 }
