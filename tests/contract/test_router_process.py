@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -229,6 +230,47 @@ async def test_a_router_explains_itself_and_is_changed(mesh: Mesh) -> None:
     assert (await mesh.route_and_end(RouteRequest(prompt_tokens=100))).policy == "random"
     state = await mesh.state()
     assert (state.policy, state.temperature) == ("random", 0.5)
+
+
+async def test_a_log_is_replayed_by_the_command(mesh: Mesh, tmp_path: Path) -> None:
+    mesh.stop_router()
+    configured = yaml.safe_load(mesh.file.read_text())
+    log = tmp_path / "decisions"
+    configured["router"] |= {"decision_log": {"path": str(log)}, "shadow": ["least-loaded"]}
+    mesh.file.write_text(yaml.safe_dump(configured))
+    mesh.start_router()
+    holder = await mesh.register(worker_info("a"), events=True)
+    assert holder is not None
+    await mesh.register(worker_info("b"))
+    await mesh.until(lambda s: ids(s) == {"a", "b"})
+    holder.store([1, 2, 3])
+    await mesh.until(lambda s: s.index.blocks == 3)
+    for number in range(20):
+        await mesh.route_and_end(
+            RouteRequest(request_id=f"r{number}", block_hashes=[1, 2, 3, number], prompt_tokens=70)
+        )
+    command = [sys.executable, "-m", "kvmesh.cli", "router"]
+    router = ["--router", mesh.config.router.effective_address()]
+
+    async def run(*arguments: str) -> str:
+        done = await asyncio.to_thread(
+            subprocess.run, [*command, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "least-loaded would have chosen" in await run("explain", "r3", *router)
+    (now,) = json.loads(await run("set", "max_waiting", "7", "--json", *router))
+    assert (now["max_waiting"], now["shadow"]) == (7, ["least-loaded"])
+    (tmp_path / "rates.json").write_text(await run("rates", "--json", *router))
+    mesh.stop_router(signal.SIGTERM)
+    (report,) = json.loads(await run("replay", str(log), "--json", "--policy", "round-robin"))
+    assert (report["decisions"], report["same"], report["missing"]) == (20, 20, 0)
+    assert {other["policy"] for other in report["others"]} == {"round-robin", "least-loaded in the log"}
+    assert report["changes"][-1][1]["max_held"] == 7
+    shown = await run("replay", str(log), "--rates", str(tmp_path / "rates.json"))
+    assert "20 of 20 decisions came out the same" in shown
+    assert "kv by the rates given" in shown
 
 
 async def test_a_route_that_its_caller_gives_up_is_taken_back(mesh: Mesh) -> None:

@@ -15,6 +15,7 @@ from kvmesh.common.events.columns import Kind
 from kvmesh.core import TERMS
 from kvmesh.v1.common_pb2 import Role, WorkerState
 from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import ConfigureRequest, PolicyNames
 
 
 @pytest.fixture
@@ -225,18 +226,52 @@ async def test_an_unknown_policy_is_refused_at_the_start() -> None:
 
 async def test_policy_and_temperature_change_at_run_time(router: Router) -> None:
     router.put(worker_info("a"), worker_info("b"))
-    router.routing.configure("round-robin", 0.5)
+    router.routing.configure(ConfigureRequest(policy="round-robin", temperature=0.5), "test")
     placed = [await router.route(request()) for _ in range(2)]
     assert {p.policy for p in placed} == {"round-robin"}
     assert router.routing.models["tiny"].selector.temperature == 0.5
     assert router.service.state().policy == "round-robin"
-    for policy, temperature in (("nope", None), (None, -1.0), (None, float("nan"))):
+    for wrong in (
+        ConfigureRequest(policy="nope"),
+        ConfigureRequest(policy="random", temperature=-1.0),
+        ConfigureRequest(policy="random", temperature=float("nan")),
+        ConfigureRequest(policy="random", max_wait_s=0.0),
+        ConfigureRequest(policy="random", shadow=PolicyNames(names=["kv", "nope"])),
+    ):
         with pytest.raises(KvmeshError):
-            router.routing.configure(policy, temperature)
+            router.routing.configure(wrong, "test")
     assert router.service.state().policy == "round-robin"
     # Models that come later, too.
     router.put(worker_info("c", model="big"))
     assert router.routing.models["big"].selector.temperature == 0.5
+
+
+async def test_queue_bounds_change_at_run_time() -> None:
+    router = Router(max_waiting=100, max_wait_s=10.0)
+    router.put(worker_info("a"))
+    await router.route(request(tokens=8000))
+    # Plans hold the first of them, the others stand in line.
+    waiting = [await router.ask(request(tokens=8000)) for _ in range(60)]
+    before = router.service.state().held
+    assert before > 50
+    placed = len(waiting) - before
+    answer = router.routing.configure(ConfigureRequest(max_waiting=5, max_wait_s=3.0), "test").to_proto()
+    assert (answer.max_waiting, answer.max_wait_s) == (5, 3.0)
+    await router.turns()
+    errors = [task.exception() for task in waiting if task.done()]
+    refused = [error for error in errors if isinstance(error, KvmeshError)]
+    assert {error.code for error in refused} == {ErrorCode.ERROR_CODE_RATE_LIMITED}
+    held = router.service.state().held
+    assert held == before - len(refused)
+    assert 5 <= held < before
+    # One that comes now waits for three seconds, one that was there for ten.
+    late = await router.ask(request(tokens=8000, priority=10))
+    await router.wait(3.1)
+    assert late.done()
+    assert router.service.state().held > 0
+    await router.wait(7.0)
+    assert router.service.state().held == 0
+    assert sum(task.exception() is None for task in (late, *waiting)) == placed
 
 
 async def test_a_failed_worker_is_avoided(router: Router) -> None:

@@ -35,6 +35,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<select::PySelector>()?;
     module.add_class::<select::PyPlaced>()?;
     module.add_class::<select::PyRefused>()?;
+    module.add_function(wrap_pyfunction!(select::replay, module)?)?;
     module.add("TERMS", kvmesh_select::Terms::NAMES)?;
     module.add(
         "POLICIES",

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 /// The bounds of admission. While some worker has room, requests are placed and none of this counts. Times in
 /// milliseconds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Admission {
     /// A worker has no room whose queue of prompts will take longer than this.
     pub backlog_ms: f64,
@@ -54,7 +54,8 @@ impl Admission {
 }
 
 /// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// Too many wait already, and most of them are its tenant's.
     Full,
@@ -85,7 +86,7 @@ impl fmt::Display for Reason {
 }
 
 /// A request that will not be placed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Refused {
     /// The request's id.
     pub request: u64,

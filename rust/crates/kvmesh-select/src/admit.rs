@@ -69,13 +69,16 @@ impl Selector {
         None
     }
 
-    /// When a request must be placed at the latest: before it has waited too long, and so that an idle worker could
-    /// meet its deadline.
-    pub(crate) fn latest(&mut self, request: &Request, context: &mut Context<'_>) -> f64 {
+    /// When a request must be placed at the latest, and for what reason: before it has waited too long, and so that an idle
+    /// worker could meet its deadline.
+    pub(crate) fn latest(&mut self, request: &Request, context: &mut Context<'_>) -> (f64, Reason) {
         let patient = context.now + self.config.admission.max_wait_ms;
-        match request.deadline {
-            Some(deadline) => patient.min(deadline - self.soonest_ms(request, context)),
-            None => patient,
+        let meets = request
+            .deadline
+            .map(|deadline| deadline - self.soonest_ms(request, context));
+        match meets {
+            Some(latest) if latest < patient => (latest, Reason::Deadline),
+            _ => (patient, Reason::Waited),
         }
     }
 
@@ -94,6 +97,23 @@ impl Selector {
                 worker.slower * (rates.prefill_ms(&work) + rates.onboard_ms(below))
             });
         own.fold(f64::INFINITY, f64::min)
+    }
+
+    /// Changes how many requests may wait, and how long those that come from now on. What is too much now is refused at once, as
+    /// it would have been on arrival; whoever waits keeps the time that it was given.
+    pub fn set_bounds(&mut self, max_held: usize, max_wait_ms: f64, context: &mut Context<'_>) {
+        self.config.admission.max_held = max_held;
+        self.config.admission.max_wait_ms = max_wait_ms;
+        while self.line.len() > max_held {
+            // Nobody asked for more just now.
+            let Some(held) = self
+                .line
+                .give_up(Measure::Requests, 0, &self.config.admission)
+            else {
+                return;
+            };
+            self.refuse(held, Reason::Full, context);
+        }
     }
 
     /// Releases from the line what there is room for.
@@ -125,21 +145,13 @@ impl Selector {
     pub(crate) fn give_up(&mut self, context: &mut Context<'_>) {
         while let Some(at) = self.waitlist.late(context.now) {
             let held = self.waitlist.remove(at);
-            self.refuse_late(held, context);
+            let why = held.why;
+            self.refuse(held, why, context);
         }
         while let Some(held) = self.line.late(context.now) {
-            self.refuse_late(held, context);
+            let why = held.why;
+            self.refuse(held, why, context);
         }
-    }
-
-    fn refuse_late(&mut self, held: Held, context: &mut Context<'_>) {
-        let waited = held.latest >= held.since + self.config.admission.max_wait_ms;
-        let reason = if waited {
-            Reason::Waited
-        } else {
-            Reason::Deadline
-        };
-        self.refuse(held, reason, context);
     }
 
     fn refuse(&self, held: Held, reason: Reason, context: &mut Context<'_>) {

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What a millisecond, or a block, is worth to others. All are ratios of milliseconds, so none depends on the hardware.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Prices {
     /// Of a millisecond of prefill to requests that will come meanwhile.
     pub work: f64,

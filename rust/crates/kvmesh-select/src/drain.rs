@@ -6,7 +6,7 @@ const WINDOW_MS: f64 = 10_000.0;
 const ENOUGH_MS: f64 = 1_000.0;
 
 /// Tokens released per millisecond of those in which requests waited; the past fades.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Drain {
     tokens: f64,
     ms: f64,

@@ -18,7 +18,7 @@ const KEEP: f64 = 0.9995;
 const WINDOW_MS: f64 = 300_000.0;
 
 /// The chance that an evicted block is asked for again, learned over all workers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Returns {
     gone: FxHashMap<u64, u64>,
     order: VecDeque<(u64, u64)>,
@@ -62,7 +62,7 @@ impl Returns {
 }
 
 /// One worker's cache as its events show it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Residency {
     /// Blocks it has cached.
     pub blocks: u64,

@@ -6,7 +6,8 @@
 /// pull on every coefficient in proportion to its own size (ridge regression towards the prior). An observation
 /// off by more than [`Fit::TRUST`] of the prediction weighs less, so that its pull stays bounded (Huber's M-estimator,
 /// 1964). Coefficients are never negative: more work takes no less time.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "Saved", try_from = "Saved")]
 pub struct Fit<const N: usize> {
     prior: [f64; N],
     floor: [f64; N],
@@ -16,8 +17,50 @@ pub struct Fit<const N: usize> {
     quality: Quality,
 }
 
+/// A fit whose size is not in its type, to be kept.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Saved {
+    prior: Vec<f64>,
+    floor: Vec<f64>,
+    squares: Vec<Vec<f64>>,
+    products: Vec<f64>,
+    coefficients: Vec<f64>,
+    quality: Quality,
+}
+
+impl<const N: usize> From<Fit<N>> for Saved {
+    fn from(fit: Fit<N>) -> Self {
+        Self {
+            prior: fit.prior.to_vec(),
+            floor: fit.floor.to_vec(),
+            squares: fit.squares.map(|row| row.to_vec()).to_vec(),
+            products: fit.products.to_vec(),
+            coefficients: fit.coefficients.to_vec(),
+            quality: fit.quality,
+        }
+    }
+}
+
+impl<const N: usize> TryFrom<Saved> for Fit<N> {
+    type Error = &'static str;
+
+    fn try_from(saved: Saved) -> Result<Self, Self::Error> {
+        let wrong = "a law with another number of coefficients";
+        let row = |row: Vec<f64>| <[f64; N]>::try_from(row).map_err(|_| wrong);
+        let squares: Result<Vec<[f64; N]>, _> = saved.squares.into_iter().map(row).collect();
+        Ok(Self {
+            prior: row(saved.prior)?,
+            floor: row(saved.floor)?,
+            squares: squares?.try_into().map_err(|_| wrong)?,
+            products: row(saved.products)?,
+            coefficients: row(saved.coefficients)?,
+            quality: saved.quality,
+        })
+    }
+}
+
 /// How well a fit's predictions have held, each judged before it was learned from.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Quality {
     /// Observations.
     pub count: u64,
@@ -55,6 +98,11 @@ impl<const N: usize> Fit<N> {
             coefficients: prior,
             quality: Quality::default(),
         }
+    }
+
+    /// One that starts at other coefficients and was taught nothing.
+    pub fn starting_at(&self, coefficients: [f64; N]) -> Self {
+        Self::new(coefficients, self.floor)
     }
 
     /// What these features are expected to take.

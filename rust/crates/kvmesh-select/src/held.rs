@@ -5,24 +5,26 @@ use std::cell::RefCell;
 use rustc_hash::FxHashMap;
 
 use crate::{
+    admission::Reason,
     plan::{Entry, Own, Table},
     types::Request,
 };
 
 /// A held request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Held {
     pub request: Request,
     pub since: f64,
     /// Since when plans count it as waiting. Of one that was in line: since it was released, as the line has counted what
     /// was before and who waited longest is not who is next.
     pub counted: f64,
-    /// When it is refused, should it not have been placed.
+    /// When it is refused, should it not have been placed; and why.
     pub latest: f64,
+    pub why: Reason,
 }
 
 /// Requests in order of arrival, and how many leading blocks each two share.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Waitlist {
     held: Vec<Held>,
     /// Row by row as `held`, each as long as there were requests when it was added: [a][b] with b < a.

@@ -15,6 +15,7 @@
 
 mod admission;
 mod admit;
+mod adopt;
 mod candidates;
 pub mod choose;
 mod cost;
@@ -29,7 +30,9 @@ pub mod policy;
 mod queue;
 pub mod rates;
 mod reports;
+pub mod saved;
 mod selector;
+mod shadow;
 mod slots;
 mod speculation;
 mod tail;
@@ -37,9 +40,14 @@ mod types;
 mod worker;
 
 pub use admission::{Admission, Reason, Refused};
+pub use adopt::Adopted;
 pub use cost::Prices;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use rates::{Law, Probe};
-pub use selector::{Config, Context, Errors, NoWorker, Selector};
+pub use reports::Errors;
+pub use selector::{Config, Context, NoWorker, Selector};
+pub use shadow::{GivenRates, Shadow};
 pub use slots::{Changed, Lease, Leases, Progress, Slots};
-pub use types::{Candidate, Found, Lookup, Placed, Request, Role, Terms, WorkerId, WorkerSpec};
+pub use types::{
+    Candidate, Found, Lookup, Placed, Request, Role, Shadowed, Terms, WorkerId, WorkerSpec,
+};

@@ -23,7 +23,7 @@ use crate::{admission::Admission, held::Held};
 type Turn = (u64, u64);
 
 /// Where a request waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Place {
     class: Reverse<i32>,
     tenant: u64,
@@ -31,7 +31,7 @@ struct Place {
 }
 
 /// What a tenant has waiting.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Load {
     requests: usize,
     tokens: u64,
@@ -45,7 +45,7 @@ pub enum Measure {
 }
 
 /// A tenant in a class.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Share {
     /// Tokens it may still be released.
     deficit: f64,
@@ -61,7 +61,7 @@ impl Share {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Class {
     /// Tenants in turn; all of them, and each once.
     ring: VecDeque<u64>,
@@ -71,7 +71,7 @@ struct Class {
 }
 
 /// All that wait.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Line {
     classes: BTreeMap<Reverse<i32>, Class>,
     places: FxHashMap<u64, Place>,

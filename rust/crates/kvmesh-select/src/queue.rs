@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::rates::Work;
 
 /// A prompt in the queue.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Waiting {
     /// Its lease.
     pub lease: u64,
@@ -17,12 +17,12 @@ pub struct Waiting {
     pub onboard: [u32; 3],
     /// When it was placed.
     pub placed: f64,
-    /// Milliseconds from then until it would be computed, as predicted.
-    pub expected: f64,
+    /// Milliseconds from then until it would be computed, as predicted; None where another router predicted it.
+    pub expected: Option<f64>,
 }
 
 /// First come, first served, as engines do it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Queue {
     waiting: VecDeque<Waiting>,
     /// When the worker turned to the head.
@@ -92,7 +92,7 @@ mod tests {
             ms,
             onboard: [0; 3],
             placed: 0.0,
-            expected: ms,
+            expected: Some(ms),
         }
     }
 

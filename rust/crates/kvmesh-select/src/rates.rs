@@ -1,9 +1,11 @@
 //! How long work takes: of a hardware class, learned from all its workers, and of one worker in it.
 
+use rustc_hash::FxHashMap;
+
 use crate::fit::{Fit, Quality};
 
 /// What an engine measured of itself at start. Each entry is one measurement; empty is allowed.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Probe {
     /// (prompt tokens of one pass, tokens before them in the context, ms).
     pub prefill: Vec<(u32, u32, f64)>,
@@ -14,7 +16,7 @@ pub struct Probe {
 }
 
 /// Prompt tokens to compute, pass by pass, as the features of the prefill law.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Work {
     /// Passes; tokens; sum of each pass' tokens squared; sum of tokens times the tokens before their pass.
     pub features: [f64; 4],
@@ -48,7 +50,7 @@ impl Work {
 }
 
 /// The rates of one hardware class, milliseconds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ClassRates {
     /// A pass, a token, its quadratic part within the pass, and by position in the context.
     prefill: Fit<4>,
@@ -68,6 +70,11 @@ const PREFILL: [f64; 4] = [15.0, 0.05, 5e-7, 5e-8];
 const DECODE: [f64; 3] = [8.0, 0.05, 30.0];
 const TRANSFER: [f64; 2] = [1.0, 0.004];
 const TIERS: [f64; 3] = [0.005, 0.02, 0.02];
+
+const PREFILL_NAMES: [&str; 4] = ["pass", "token", "token_squared", "token_by_position"];
+const DECODE_NAMES: [&str; 3] = ["step", "stream", "pool_full"];
+const TRANSFER_NAMES: [&str; 2] = ["request", "token"];
+const TIER_NAMES: [&str; 3] = ["host_token", "nvme_token", "network_token"];
 
 /// One law of a class' rates, for those who look.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,19 +139,30 @@ impl ClassRates {
     /// What is known: each law's name, its coefficients by name (ms), and how well it holds.
     pub fn laws(&self) -> [Law; 4] {
         [
-            Law::of(
-                "prefill",
-                &["pass", "token", "token_squared", "token_by_position"],
-                &self.prefill,
-            ),
-            Law::of("decode", &["step", "stream", "pool_full"], &self.decode),
-            Law::of("transfer", &["request", "token"], &self.transfer),
-            Law::of(
-                "onboard",
-                &["host_token", "nvme_token", "network_token"],
-                &self.tiers,
-            ),
+            Law::of("prefill", &PREFILL_NAMES, &self.prefill),
+            Law::of("decode", &DECODE_NAMES, &self.decode),
+            Law::of("transfer", &TRANSFER_NAMES, &self.transfer),
+            Law::of("onboard", &TIER_NAMES, &self.tiers),
         ]
+    }
+
+    /// Takes coefficients by law and name over, as [`ClassRates::laws`] gives them; what is not named stays.
+    pub fn give(&mut self, laws: &FxHashMap<String, FxHashMap<String, f64>>) {
+        fn over<const N: usize>(
+            fit: &mut Fit<N>,
+            names: &[&str; N],
+            given: Option<&FxHashMap<String, f64>>,
+        ) {
+            if let Some(given) = given {
+                let now = *fit.coefficients();
+                let value = |at: usize| given.get(names[at]).copied().unwrap_or(now[at]);
+                *fit = fit.starting_at(std::array::from_fn(value));
+            }
+        }
+        over(&mut self.prefill, &PREFILL_NAMES, laws.get("prefill"));
+        over(&mut self.decode, &DECODE_NAMES, laws.get("decode"));
+        over(&mut self.transfer, &TRANSFER_NAMES, laws.get("transfer"));
+        over(&mut self.tiers, &TIER_NAMES, laws.get("onboard"));
     }
 
     /// Computing a prompt on an engine that does nothing else.
@@ -204,7 +222,7 @@ impl ClassRates {
 /// seems fastest. So a worker's own mean log ratio, shrunk towards 0 as with [`Pace::PRIOR`] observations of
 /// no difference, counts not at all below [`Pace::IGNORED`], fully above [`Pace::BELIEVED`], and in part between
 /// (firm thresholding: Gao and Bruce, "WaveShrink with firm shrinkage", 1997).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Pace {
     sum: f64,
     weight: f64,

@@ -10,6 +10,19 @@ use crate::{
 /// Shorter streams say little of the time between tokens.
 const STREAM_TOKENS: u32 = 16;
 
+/// How far predicted times to the first token were off, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Errors {
+    /// Prompts computed.
+    pub count: u64,
+    /// Sum of actual minus predicted milliseconds from placement to computed prompt.
+    pub bias_ms: f64,
+    /// Sum of their absolute values.
+    pub absolute_ms: f64,
+    /// Sum of the actual milliseconds.
+    pub actual_ms: f64,
+}
+
 impl Selector {
     /// Renews a lease and takes note of what it reached; whether that is more than before. None for one that is not
     /// held. `moved_ms` of the time until its prompt was computed and reported went into moving its KV.
@@ -75,8 +88,10 @@ impl Selector {
         if let Some(worker) = worker.filter(|worker| worker.id == id) {
             let rates = &mut self.rates[worker.class];
             let step_ms = Seat::new(now, worker, rates, slots).step_ms / worker.slower;
-            if let Some(entry) = worker.computed(now, lease, step_ms, rates) {
-                let (actual, error) = (now - entry.placed, now - entry.placed - entry.expected);
+            let entry = worker.computed(now, lease, step_ms, rates);
+            let predicted = entry.and_then(|entry| Some((now - entry.placed, entry.expected?)));
+            if let Some((actual, expected)) = predicted {
+                let error = actual - expected;
                 self.errors.count += 1;
                 self.errors.bias_ms += error;
                 self.errors.absolute_ms += error.abs();

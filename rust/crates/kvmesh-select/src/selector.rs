@@ -15,6 +15,8 @@ use crate::{
     policy::{Policy, PolicyName},
     queue::Waiting,
     rates::{ClassRates, Law, Work},
+    reports::Errors,
+    shadow::Shadow,
     slots::{Leases, Progress, Slots},
     speculation::Speculation,
     tail::Tail,
@@ -23,7 +25,7 @@ use crate::{
 };
 
 /// What a selector can be told to do differently.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     /// Tokens in a block.
     pub block_tokens: u32,
@@ -90,14 +92,14 @@ pub struct Context<'a> {
 pub struct Selector {
     pub(crate) config: Config,
     pub(crate) workers: Vec<Option<Worker>>,
-    lives: u32,
-    classes: FxHashMap<String, usize>,
+    pub(crate) lives: u32,
+    pub(crate) classes: FxHashMap<String, usize>,
     pub(crate) rates: Vec<ClassRates>,
     pub(crate) leases: Leases,
     pub(crate) speculation: Speculation,
     pub(crate) returns: Returns,
     /// By name, and whether it chooses decode partners.
-    policies: FxHashMap<(PolicyName, bool), Box<dyn Policy>>,
+    pub(crate) policies: FxHashMap<(PolicyName, bool), Box<dyn Policy>>,
     pub(crate) waitlist: Waitlist,
     pub(crate) line: Line,
     pub(crate) drain: Drain,
@@ -108,19 +110,7 @@ pub struct Selector {
     pub(crate) tail: Tail,
     pub(crate) scratch: Scratch,
     pub(crate) errors: Errors,
-}
-
-/// How far predicted times to the first token were off, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Errors {
-    /// Prompts computed.
-    pub count: u64,
-    /// Sum of actual minus predicted milliseconds from placement to computed prompt.
-    pub bias_ms: f64,
-    /// Sum of their absolute values.
-    pub absolute_ms: f64,
-    /// Sum of the actual milliseconds.
-    pub actual_ms: f64,
+    pub(crate) shadows: Vec<Shadow>,
 }
 
 impl Selector {
@@ -144,6 +134,7 @@ impl Selector {
             tail: Tail::default(),
             scratch: Scratch::default(),
             errors: Errors::default(),
+            shadows: Vec::new(),
         }
     }
 
@@ -282,10 +273,12 @@ impl Selector {
         if !self.can_place(&request) {
             return Err(NoWorker);
         }
+        let (latest, why) = self.latest(&request, context);
         let held = Held {
             since: context.now,
             counted: context.now,
-            latest: self.latest(&request, context),
+            latest,
+            why,
             request,
         };
         if let Some(held) = self.admit(held, context) {
@@ -440,6 +433,7 @@ impl Selector {
         context: &mut Context<'_>,
     ) {
         let Held { request, since, .. } = held;
+        let shadows = self.cast_shadows(&request, &winner, context);
         let lease = self.new_lease(context.chance);
         let cached: u32 = winner.cached.iter().sum();
         let uncached = request.prompt_tokens.max(1) - cached;
@@ -462,7 +456,7 @@ impl Selector {
                 ms,
                 onboard: [host, nvme, network],
                 placed: context.now,
-                expected: winner.terms.queue + ms,
+                expected: Some(winner.terms.queue + ms),
             };
             worker.queue.push(context.now, entry);
         }
@@ -486,6 +480,7 @@ impl Selector {
             candidates,
             costs,
             held_ms: context.now - since,
+            shadows,
         });
     }
 

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use crate::types::WorkerId;
 
 /// What live leases take of one worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Slots {
     /// Requests that still need the worker.
     pub requests: u32,
@@ -26,7 +26,7 @@ pub struct Slots {
 }
 
 /// What a lease stands for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Lease {
     /// The request's id.
     pub request: u64,
@@ -49,7 +49,7 @@ pub struct Lease {
 }
 
 /// How a request fares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Progress {
     /// The prompt is computed.
     pub prefilled: bool,
@@ -67,7 +67,7 @@ pub struct Changed {
 }
 
 /// All leases, and the slots of the workers they name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Leases {
     ttl_ms: f64,
     block_tokens: u32,

@@ -15,7 +15,7 @@ use crate::types::WorkerId;
 pub const GRACE_MS: f64 = 2_000.0;
 
 /// All of a selector's speculative entries.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Speculation {
     /// By block: who will have it, for how many leases.
     blocks: FxHashMap<u64, SmallVec<[(WorkerId, u32); 2]>>,

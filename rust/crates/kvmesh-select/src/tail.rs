@@ -2,7 +2,7 @@
 
 /// A running 95th percentile of the milliseconds prompts take by themselves, by stochastic approximation (Robbins and
 /// Monro, 1951) on a logarithmic scale.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Tail {
     ms: f64,
 }

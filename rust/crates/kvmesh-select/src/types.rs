@@ -5,7 +5,10 @@ use smallvec::SmallVec;
 use crate::rates::Probe;
 
 /// One worker of a selector: a place in its table, and which of the workers that had that place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(into = "u64", from = "u64")]
 pub struct WorkerId {
     pub(crate) index: u32,
     pub(crate) life: u32,
@@ -26,8 +29,21 @@ impl WorkerId {
     }
 }
 
+impl From<WorkerId> for u64 {
+    fn from(id: WorkerId) -> Self {
+        id.raw()
+    }
+}
+
+impl From<u64> for WorkerId {
+    fn from(raw: u64) -> Self {
+        Self::from_raw(raw)
+    }
+}
+
 /// What a worker does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Computes prompts and generates.
     Aggregated,
@@ -38,7 +54,7 @@ pub enum Role {
 }
 
 /// A worker that joins.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct WorkerSpec {
     /// Stable across restarts, different between workers; what sessions are hashed to.
     pub key: u64,
@@ -57,13 +73,14 @@ pub struct WorkerSpec {
 }
 
 /// A request to be placed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// The caller's name for it; unique among those placed or held.
     pub id: u64,
     /// Prompt tokens.
     pub prompt_tokens: u32,
     /// Hashes of the prompt's whole blocks.
+    #[serde(with = "crate::saved::hashes")]
     pub blocks: Box<[u64]>,
     /// Requests of one session share it; 0: none.
     pub session: u64,
@@ -94,10 +111,15 @@ pub struct Found {
 pub trait Lookup {
     /// Adds to `found` every worker that sees the first of `blocks`.
     fn matches(&mut self, blocks: &[u64], found: &mut Vec<Found>);
+
+    /// The same of blocks that this call of the selector has looked up already, for those who only look on.
+    fn again(&mut self, blocks: &[u64], found: &mut Vec<Found>) {
+        self.matches(blocks, found);
+    }
 }
 
 /// What a placement is predicted to take and to cost, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Terms {
     /// Until the prompts ahead of it are computed.
     pub queue: f64,
@@ -154,7 +176,7 @@ impl Terms {
 }
 
 /// A placement that could be made.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Candidate {
     /// Computes the prompt.
     pub prefill: WorkerId,
@@ -187,4 +209,29 @@ pub struct Placed {
     pub costs: Vec<f64>,
     /// Milliseconds that the request was held.
     pub held_ms: f64,
+    /// What shadow policies would have chosen, in their order.
+    pub shadows: Vec<Shadowed>,
+}
+
+/// What a policy that only looks on would have chosen, and what that is predicted to take.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Shadowed {
+    /// The policy.
+    pub policy: crate::PolicyName,
+    /// Its choice.
+    pub choice: Candidate,
+    /// The placement that was made, as the shadow's rates see it.
+    pub live: Terms,
+}
+
+impl Shadowed {
+    /// Whether it would have placed the request as `winner`.
+    pub fn agrees(&self, winner: &Candidate) -> bool {
+        (self.choice.prefill, self.choice.decode) == (winner.prefill, winner.decode)
+    }
+
+    /// Milliseconds of predicted cost that its choice would have saved; less than 0 where it would have cost more.
+    pub fn regret(&self) -> f64 {
+        self.live.total() - self.choice.terms.total()
+    }
 }

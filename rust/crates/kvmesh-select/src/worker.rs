@@ -11,7 +11,7 @@ use crate::{
 const SAME_PASS_MS: f64 = 1.0;
 
 /// Prompts that one stretch of an engine's time was spent on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Stretch {
     begin: f64,
     end: f64,
@@ -21,7 +21,7 @@ struct Stretch {
 }
 
 /// A worker in the selector's table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Worker {
     pub id: WorkerId,
     pub key: u64,

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kvmesh.cli import config_commands, index_commands, kvbm_commands, router_commands
+from kvmesh.cli import config_commands, index_commands, kvbm_commands, router_replay
 from kvmesh.cli.home import Home
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.settings import running_config
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(config_commands.app, name="config")
 app.add_typer(index_commands.app, name="index")
-app.add_typer(router_commands.app, name="router")
+app.add_typer(router_replay.app, name="router")
 app.add_typer(kvbm_commands.app, name="kvbm")
 
 

@@ -28,6 +28,8 @@ from kvmesh.v1.router_pb2 import (
     ExplainResponse,
     GetRatesRequest,
     ModelRates,
+    PolicyNames,
+    ShadowChoice,
 )
 from kvmesh.v1.router_pb2_grpc import RouterServiceStub
 
@@ -117,39 +119,74 @@ def rates(router: Routers = None, config: ConfigFile = None, as_json: AsJson = F
 
 @app.command(name="set")
 def set_(
-    key: Annotated[Literal["policy", "temperature"], typer.Argument(help="What to change.")],
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="A policy's name, or a number from 0 on.")],
+    key: Annotated[
+        Literal["policy", "temperature", "max_waiting", "max_wait_s", "shadow"],
+        typer.Argument(help="What to change."),
+    ],
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="A number, a policy, or policies with commas between them.")
+    ],
     router: Routers = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the policy or the temperature of running routers, until they restart.
+    """Change what holds in running routers, until they restart; the decision log says so, too.
+
+    \b
+    policy        of requests that name none
+    temperature   0: the lowest cost wins; more softens the choice
+    max_waiting   requests of each model that wait at most; those over it are refused at once
+    max_wait_s    how long requests that come from now on wait at most
+    shadow        policies that look on; `none` for none
 
     \b
     Examples:
       kvmesh router set policy round-robin
-      kvmesh router set temperature 0.2
+      kvmesh router set max_waiting 200
+      kvmesh router set shadow least-loaded,round-robin
     """
-    request = ConfigureRequest()
-    if key == "policy":
-        request.policy = value
-    else:
-        try:
-            request.temperature = float(value)
-        except ValueError:
-            raise invalid(f"the temperature is a number, not `{value}`", param="temperature") from None
+    request = _change(key, value)
 
     async def ask(stub: RouterServiceStub, address: str) -> dict[str, Any]:
         now = await stub.Configure(request, timeout=DEADLINE_S)
-        return {"router": address, "policy": now.policy, "temperature": now.temperature}
+        return {
+            "router": address,
+            "policy": now.policy,
+            "temperature": now.temperature,
+            "max_waiting": now.max_waiting,
+            "max_wait_s": now.max_wait_s,
+            "shadow": list(now.shadow),
+        }
 
     documents = _run(ask, router, config)
     if as_json:
         print(json.dumps(documents, indent=2))
         return
     for document in documents:
-        holds = f"policy {document['policy']}, temperature {document['temperature']:g}"
-        print(f"router {document['router']}: {holds}")
+        shadow = ", ".join(document["shadow"]) or "none"
+        print(
+            f"router {document['router']}: policy {document['policy']}, "
+            f"temperature {document['temperature']:g}, max_waiting {document['max_waiting']}, "
+            f"max_wait_s {document['max_wait_s']:g}, shadow {shadow}"
+        )
+
+
+def _change(key: str, value: str) -> ConfigureRequest:
+    if key == "policy":
+        return ConfigureRequest(policy=value)
+    if key == "shadow":
+        names = [name.strip() for name in value.split(",") if name.strip() not in ("", "none")]
+        return ConfigureRequest(shadow=PolicyNames(names=names))
+    try:
+        if key == "max_waiting":
+            return ConfigureRequest(max_waiting=int(value))
+        number = float(value)
+    except ValueError:
+        kind = "a whole number from 0 on" if key == "max_waiting" else "a number"
+        raise invalid(f"{key} is {kind}, not `{value}`", param=key) from None
+    return (
+        ConfigureRequest(temperature=number) if key == "temperature" else ConfigureRequest(max_wait_s=number)
+    )
 
 
 def _show_decision(console: Console, decision: Decision) -> None:
@@ -176,6 +213,14 @@ def _show_decision(console: Console, decision: Decision) -> None:
             _cached(one),
         )
     console.print(table)
+    for one in decision.shadows:
+        placed = f"{one.prefill_id} -> {one.decode_id}" if one.prefill_id else one.decode_id
+        same = (one.prefill_id, one.decode_id) == winner
+        console.print(
+            f"{one.policy} would have chosen {'the same' if same else placed}: cost {one.cost:,.1f} against "
+            f"{one.live_cost:,.1f}, first token after {one.ttft_ms:,.1f} against {one.live_ttft_ms:,.1f} ms",
+            soft_wrap=True,
+        )
 
 
 def _show_rates(console: Console, model: ModelRates) -> None:
@@ -207,6 +252,20 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "actual_ttft_ms": decision.actual_ttft_ms or None,
         "winner": _candidate(decision.winner),
         "candidates": [_candidate(candidate) for candidate in decision.candidates],
+        "shadows": [_shadow(choice) for choice in decision.shadows],
+    }
+
+
+def _shadow(choice: ShadowChoice) -> dict[str, Any]:
+    return {
+        "policy": choice.policy,
+        "prefill": choice.prefill_id or None,
+        "decode": choice.decode_id,
+        "cost": choice.cost,
+        "ttft_ms": choice.ttft_ms,
+        "live_cost": choice.live_cost,
+        "live_ttft_ms": choice.live_ttft_ms,
+        "regret_ms": choice.live_cost - choice.cost,
     }
 
 

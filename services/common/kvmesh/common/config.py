@@ -98,6 +98,15 @@ class FrontendConfig(Listen):
     """longest wait for live requests at shutdown"""
 
 
+class DecisionLogConfig(Section):
+    path: str = ""
+    """directory of the decision log, this router's alone; empty: none is written"""
+    max_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    """a file of this size is followed by another"""
+    max_files: int = Field(default=8, ge=1)
+    """files kept of each model; the oldest go"""
+
+
 class RouterConfig(Listen):
     port: Port = 8100
     metrics_port: Port = 8101
@@ -119,6 +128,9 @@ class RouterConfig(Listen):
     """shares of tenants while requests wait; 1 for those not named"""
     index_max_bytes: int = Field(default=1 * GIB, gt=0)
     """memory the prefix index may take"""
+    shadow: list[str] = []
+    """policies that look on: what they would have chosen is counted and shown, and changes nothing"""
+    decision_log: DecisionLogConfig = DecisionLogConfig()
 
     def effective_address(self) -> str:
         return self.address or f"{self.advertised_host()}:{self.port}"

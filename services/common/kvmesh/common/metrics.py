@@ -102,6 +102,24 @@ class RouterMetrics:
             "difference of the two, whatever its sign",
             buckets=(1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
         )
+        self.shadow_placements = Counter(
+            f"{p}_shadow_placements_total",
+            "placements that a policy looked on at, and whether it would have made them",
+            ["policy", "choice"],
+        )
+        self.shadow_cost = Counter(
+            f"{p}_shadow_cost_seconds_total",
+            "predicted cost of the shadow's choices, and of the live ones; their difference is the regret",
+            ["policy", "of"],
+        )
+        self.shadow_ttft = Counter(
+            f"{p}_shadow_ttft_seconds_total", "predicted time to the first token, of both", ["policy", "of"]
+        )
+        self.log_lines = Counter(f"{p}_decision_log_lines_total", "lines written to the decision log")
+        self.log_dropped = Counter(
+            f"{p}_decision_log_dropped_total", "lines that were not; the log says where"
+        )
+        self.log_failing = Gauge(f"{p}_decision_log_failing", "models whose log could not be written last")
         self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of placed prompts")
         self.cached_tokens = Counter(
             f"{p}_cached_tokens_total", "tokens expected in a tier of the chosen worker", ["tier"]

@@ -260,7 +260,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "model", "policy", "at", "held_ms", "prompt_tokens", "winner", "candidates", "predicted_ttft_ms", "actual_ttft_ms")
+    __slots__ = ("request_id", "model", "policy", "at", "held_ms", "prompt_tokens", "winner", "candidates", "predicted_ttft_ms", "actual_ttft_ms", "shadows")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +271,7 @@ class Decision(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     ACTUAL_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    SHADOWS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     policy: str
@@ -281,7 +282,26 @@ class Decision(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     predicted_ttft_ms: float
     actual_ttft_ms: float
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., at: _Optional[float] = ..., held_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., winner: _Optional[_Union[Candidate, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., predicted_ttft_ms: _Optional[float] = ..., actual_ttft_ms: _Optional[float] = ...) -> None: ...
+    shadows: _containers.RepeatedCompositeFieldContainer[ShadowChoice]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., at: _Optional[float] = ..., held_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., winner: _Optional[_Union[Candidate, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., predicted_ttft_ms: _Optional[float] = ..., actual_ttft_ms: _Optional[float] = ..., shadows: _Optional[_Iterable[_Union[ShadowChoice, _Mapping]]] = ...) -> None: ...
+
+class ShadowChoice(_message.Message):
+    __slots__ = ("policy", "prefill_id", "decode_id", "cost", "ttft_ms", "live_cost", "live_ttft_ms")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ID_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ID_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    LIVE_COST_FIELD_NUMBER: _ClassVar[int]
+    LIVE_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    prefill_id: str
+    decode_id: str
+    cost: float
+    ttft_ms: float
+    live_cost: float
+    live_ttft_ms: float
+    def __init__(self, policy: _Optional[str] = ..., prefill_id: _Optional[str] = ..., decode_id: _Optional[str] = ..., cost: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., live_cost: _Optional[float] = ..., live_ttft_ms: _Optional[float] = ...) -> None: ...
 
 class GetRatesRequest(_message.Message):
     __slots__ = ()
@@ -351,17 +371,35 @@ class WorkerPace(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., hardware_class: _Optional[str] = ..., slowness: _Optional[float] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
-    __slots__ = ("policy", "temperature")
+    __slots__ = ("policy", "temperature", "max_waiting", "max_wait_s", "shadow")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
     policy: str
     temperature: float
-    def __init__(self, policy: _Optional[str] = ..., temperature: _Optional[float] = ...) -> None: ...
+    max_waiting: int
+    max_wait_s: float
+    shadow: PolicyNames
+    def __init__(self, policy: _Optional[str] = ..., temperature: _Optional[float] = ..., max_waiting: _Optional[int] = ..., max_wait_s: _Optional[float] = ..., shadow: _Optional[_Union[PolicyNames, _Mapping]] = ...) -> None: ...
+
+class PolicyNames(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConfigureResponse(_message.Message):
-    __slots__ = ("policy", "temperature")
+    __slots__ = ("policy", "temperature", "max_waiting", "max_wait_s", "shadow")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
     policy: str
     temperature: float
-    def __init__(self, policy: _Optional[str] = ..., temperature: _Optional[float] = ...) -> None: ...
+    max_waiting: int
+    max_wait_s: float
+    shadow: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy: _Optional[str] = ..., temperature: _Optional[float] = ..., max_waiting: _Optional[int] = ..., max_wait_s: _Optional[float] = ..., shadow: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -46,6 +46,17 @@ class Decision:
             candidates=self.candidates(),
             predicted_ttft_ms=placed.ttft_ms,
             actual_ttft_ms=self.actual_ttft_ms,
+            shadows=[
+                router_pb2.ShadowChoice(
+                    **self._pair(prefill, decode),
+                    policy=policy,
+                    cost=cost,
+                    ttft_ms=ttft,
+                    live_cost=live_cost,
+                    live_ttft_ms=live_ttft,
+                )
+                for policy, prefill, decode, cost, ttft, live_cost, live_ttft in placed.shadows()
+            ],
         )
 
     def candidates(self) -> list[router_pb2.Candidate]:

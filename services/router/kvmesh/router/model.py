@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from kvmesh.core import Placed, Refused, Selector
 from kvmesh.router.index import IndexFeed
@@ -45,7 +46,7 @@ class Member:
         self.selector.apply(self.now(), batch)
 
     def cleared(self) -> None:
-        self.selector.cleared(self.id)
+        self.selector.cleared(self.id, now=self.now())
 
 
 class Model:
@@ -66,6 +67,7 @@ class Model:
         # Of every life there was, for decisions that are looked at later.
         self._names: dict[int, str] = {}
         self._external: set[str] = set()
+        self._logged = (0, 0)
 
     def update(self, infos: Iterable[WorkerInfo]) -> None:
         """Take the model's workers as they are now: those that joined, left, restarted or changed."""
@@ -96,7 +98,34 @@ class Model:
             exclude=[self._members[i].id for i in request.exclude_worker_ids if i in self._members],
             policy=policy,
             explain=request.explain or len(self._members) <= EXPLAINED,
+            name=request.request_id,
         )
+
+    def withdraw(self, number: int) -> None:
+        self.selector.withdraw(number, now=self._now())
+
+    def set(self, policies: Policies, changes: Mapping[str, Any], by: str) -> list[Placed | Refused]:
+        """Take changed settings over; `changes` are theirs by name. Returns what they refused."""
+        for policy in (changes.get("policy"), *changes.get("shadow", ())):
+            if policy is not None:
+                self.use(policy, policies)
+        wait_s = changes.get("max_wait_s")
+        return self.selector.set(
+            self._now(),
+            by=by,
+            policy=changes.get("policy"),
+            temperature=changes.get("temperature"),
+            max_held=changes.get("max_waiting"),
+            max_wait_ms=None if wait_s is None else wait_s * 1000,
+            shadows=list(changes["shadow"]) if "shadow" in changes else None,
+        )
+
+    def logged(self) -> tuple[int, int, str | None]:
+        """Lines that the decision log has taken and lost since the last call, and what ails it."""
+        lines, dropped, _, _, problem = self.selector.log_stats() or (0, 0, 0, 0, None)
+        since = (lines - self._logged[0], dropped - self._logged[1], problem)
+        self._logged = lines, dropped
+        return since
 
     def use(self, policy: str, policies: Policies) -> None:
         """Make sure that the selector knows a policy. Raises KvmeshError(INVALID_ARGUMENT)."""
@@ -104,7 +133,8 @@ class Model:
             return
         policies.check(policy)
         if policies.is_external(policy):
-            self.selector.add_policy(policy, judge(policies.external(policy), self.worker_name))
+            judged = judge(policies.external(policy), self.worker_name)
+            self.selector.add_policy(policy, judged, now=self._now())
         self._external.add(policy)
 
     def can_place(self, exclude: Collection[str]) -> bool:
@@ -172,6 +202,8 @@ class Model:
                 prefill=probe.prefill,
                 decode=probe.decode,
                 transfer=probe.transfer,
+                name=info.id,
+                now=self._now(),
             ),
             info,
             hardware_class,
@@ -184,7 +216,7 @@ class Model:
 
     def _remove(self, member: Member) -> None:
         self._feed.unobserve(member.info.id, member)
-        self.selector.remove_worker(member.id)
+        self.selector.remove_worker(member.id, now=self._now())
         del self._members[member.info.id]
         del self._by_id[member.id]
 

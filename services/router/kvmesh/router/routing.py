@@ -7,6 +7,7 @@ stands still for the selectors meanwhile.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import structlog
 from kvmesh.common import metrics
 from kvmesh.common.config import RouterConfig
 from kvmesh.common.discovery import Discovery
-from kvmesh.common.errors import KvmeshError
+from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.core import Placed, Refused, Selector
 from kvmesh.router import placement
 from kvmesh.router.decisions import Decision, Decisions, cached_proto
@@ -25,6 +26,7 @@ from kvmesh.router.index import IndexFeed
 from kvmesh.router.model import Model, stable_hash
 from kvmesh.router.policies import Policies
 from kvmesh.router.prefetch import Prefetches
+from kvmesh.router.settings import Settings
 from kvmesh.v1 import engine_pb2, router_pb2
 from kvmesh.v1.common_pb2 import CachedTokens, WorkerInfo
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -77,7 +79,7 @@ class Routing:
         clock: Callable[[], float] = time.monotonic,
         prefetches: Prefetches | None = None,
     ) -> None:
-        """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy."""
+        """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy, or a log that cannot be written."""
         self._discovery = discovery
         self._feed = feed
         self._config = config
@@ -86,9 +88,10 @@ class Routing:
         self._prefetches = prefetches
         self._began = clock()
         self.policies = Policies(random)
-        self.policies.check(config.policy)
-        self.policy = config.policy
-        self.temperature = config.temperature
+        self.settings = Settings.of(config, self.policies)
+        self._epoch = time.time()
+        self._run = f"{random.getrandbits(64):016x}"
+        _check_directory(config.decision_log.path)
         self.decisions = Decisions(config.explained_requests)
         self.models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
@@ -121,6 +124,8 @@ class Routing:
         self._timer = self._turn = None
         for number in list(self._waiting):
             self._refuse(number, KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "the router is stopping"))
+        for model in self.models.values():
+            model.selector.close_log()
 
     # Requests.
 
@@ -147,7 +152,7 @@ class Routing:
         waiting = self._waiting.pop(number, None)
         if waiting is None:
             return False
-        waiting.model.selector.withdraw(number)
+        waiting.model.withdraw(number)
         self._metrics.withdrawn.inc()
         return True
 
@@ -192,21 +197,19 @@ class Routing:
         """Requests that wait."""
         return len(self._waiting)
 
-    def configure(self, policy: str | None, temperature: float | None) -> None:
-        """Change what holds for requests from now on. Raises KvmeshError(INVALID_ARGUMENT)."""
-        if temperature is not None and not 0 <= temperature < float("inf"):
-            raise KvmeshError(
-                ErrorCode.ERROR_CODE_INVALID_ARGUMENT, "the temperature is 0 or more", param="temperature"
-            )
-        if policy is not None:
-            self.policies.check(policy)
-            log.info("policy changed", old=self.policy, new=policy)
-            self.policy = policy
-        if temperature is not None:
-            log.info("temperature changed", old=self.temperature, new=temperature)
-            self.temperature = temperature
+    def configure(self, request: router_pb2.ConfigureRequest, by: str) -> Settings:
+        """Change what holds for requests from now on, and say so; `by` is who asked.
+
+        Raises KvmeshError(INVALID_ARGUMENT); nothing is changed then.
+        """
+        began = time.perf_counter()
+        old, self.settings = self.settings, self.settings.changed(request, self.policies)
+        changes = self.settings.differences(old)
+        if changes:
+            log.info("settings changed", by=by, **changes)
             for model in self.models.values():
-                model.selector.temperature = temperature
+                self._settle(model, model.set(self.policies, changes, by), began)
+        return self.settings
 
     def tick(self) -> None:
         """Do what is due in all models."""
@@ -220,6 +223,7 @@ class Routing:
                 self._metrics.leases_ended.labels("expired").inc(len(expired))
             if outcomes:
                 self._settle(model, outcomes, began)
+        self._count_log()
         self._arm()
 
     # Time.
@@ -267,7 +271,9 @@ class Routing:
         if model is not None:
             self._begin_turn()
             try:
-                return model, model.submit(number, request, request.policy or self.policy, self.policies)
+                return model, model.submit(
+                    number, request, request.policy or self.settings.policy, self.policies
+                )
             except LookupError:
                 pass
         raise placement.none_ready(workers, name, request.exclude_worker_ids)
@@ -304,6 +310,7 @@ class Routing:
         if request.explain:
             response.candidates.extend(decision.candidates())
         self._count(request, placed, cached)
+        self._count_shadows(placed)
         waiting.answer(response)
         if self._prefetches is not None:
             within = placed.ttft_ms
@@ -335,6 +342,28 @@ class Routing:
         for tier in TIERS:
             if tokens := getattr(cached, tier):
                 self._metrics.cached_tokens.labels(tier).inc(tokens)
+
+    def _count_shadows(self, placed: Placed) -> None:
+        made = placed.prefill, placed.decode
+        for policy, prefill, decode, cost, ttft, live_cost, live_ttft in placed.shadows():
+            choice = "same" if (prefill, decode) == made else "other"
+            self._metrics.shadow_placements.labels(policy, choice).inc()
+            for of, cost_ms, ttft_ms in (("shadow", cost, ttft), ("live", live_cost, live_ttft)):
+                self._metrics.shadow_cost.labels(policy, of).inc(cost_ms / 1000)
+                self._metrics.shadow_ttft.labels(policy, of).inc(ttft_ms / 1000)
+
+    def _count_log(self) -> None:
+        if not self._config.decision_log.path:
+            return
+        failing = 0
+        for model in self.models.values():
+            lines, dropped, problem = model.logged()
+            self._metrics.log_lines.inc(lines)
+            self._metrics.log_dropped.inc(dropped)
+            failing += problem is not None
+            if dropped:
+                log.warning("decision log is missing lines", model=model.name, lines=dropped, error=problem)
+        self._metrics.log_failing.set(failing)
 
     def _report(self, report: router_pb2.LeaseReport) -> bool:
         live = self._live.get(report.lease_id)
@@ -395,23 +424,56 @@ class Routing:
         for number, waiting in list(self._waiting.items()):
             excluded = waiting.request.exclude_worker_ids
             if not waiting.model.can_place(excluded):
-                waiting.model.selector.withdraw(number)
+                waiting.model.withdraw(number)
                 self._refuse(number, placement.none_ready(workers, waiting.model.name, excluded))
 
     def _make(self, name: str, infos: list[WorkerInfo]) -> Model:
         block_tokens = next((info.kv.page_size for info in infos if info.kv.page_size), BLOCK_TOKENS)
+        settings = self.settings
         selector = Selector(
             self._feed.index,
             block_tokens=block_tokens,
             seed=self._random.getrandbits(64),
-            temperature=self.temperature,
+            temperature=settings.temperature,
             gather_ms=GATHER_MS,
             lease_ttl_ms=self._config.lease_ttl_s * 1000,
-            max_held=self._config.max_waiting,
-            max_wait_ms=self._config.max_wait_s * 1000,
+            max_held=settings.max_waiting,
+            max_wait_ms=settings.max_wait_s * 1000,
             weights={stable_hash(name): share for name, share in self._config.tenant_weights.items()},
         )
-        return Model(name, selector, block_tokens, self._feed, self._now)
+        model = Model(name, selector, block_tokens, self._feed, self._now)
+        self._open_log(name, selector)
+        model.set(self.policies, {"policy": settings.policy, "shadow": settings.shadow}, "configuration")
+        return model
+
+    def _open_log(self, name: str, selector: Selector) -> None:
+        wanted = self._config.decision_log
+        if not wanted.path:
+            return
+        try:
+            selector.open_log(
+                wanted.path,
+                model=name,
+                run=self._run,
+                epoch=self._epoch,
+                max_bytes=wanted.max_bytes,
+                max_files=wanted.max_files,
+            )
+        except OSError as error:
+            # Requests come first.
+            log.error("no decision log is written", model=name, path=wanted.path, error=str(error))
+
+
+def _check_directory(path: str) -> None:
+    """Make it, where one is wanted. Raises KvmeshError(INVALID_ARGUMENT) when it cannot be written."""
+    if not path:
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise invalid(f"router.decision_log.path: cannot make {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise invalid(f"router.decision_log.path: {path} cannot be written")
 
 
 def _refusal(refused: Refused) -> KvmeshError:

@@ -37,7 +37,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         clock: Callable[[], float] = time.monotonic,
         prefetches: Prefetches | None = None,
     ) -> None:
-        """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy."""
+        """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy, or a log that cannot be written."""
         self._discovery = discovery
         self._bus = bus
         self._feed = feed
@@ -88,12 +88,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def Configure(
         self, request: router_pb2.ConfigureRequest, context: grpc.aio.ServicerContext
     ) -> router_pb2.ConfigureResponse:
-        routing = self.routing
-        routing.configure(
-            request.policy if request.HasField("policy") else None,
-            request.temperature if request.HasField("temperature") else None,
-        )
-        return router_pb2.ConfigureResponse(policy=routing.policy, temperature=routing.temperature)
+        return self.routing.configure(request, context.peer()).to_proto()
 
     async def route(self, request: router_pb2.RouteRequest) -> router_pb2.RouteResponse:
         """Place one request and lease what it will use, once there is room; cancelled, leave nothing behind.
@@ -122,8 +117,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         stats = self._feed.index.stats()
         routing = self.routing
         return router_pb2.GetStateResponse(
-            policy=routing.policy,
-            temperature=routing.temperature,
+            policy=routing.settings.policy,
+            temperature=routing.settings.temperature,
             workers=[self._routed(info) for _, info in sorted(self._discovery.workers().items())],
             index=router_pb2.IndexStats(
                 blocks=stats["held"],

@@ -1,7 +1,7 @@
 """kvmesh's Rust data plane: block hashes, the prefix index, placement, the KV store and text."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -194,6 +194,10 @@ class Placed:
         """All that were possible, if the request asked for them: (prefill, decode, cached, the policy's cost,
         terms)."""
 
+    def shadows(self) -> list[tuple[str, int, int, float, float, float, float]]:
+        """What policies that look on would have chosen: (policy, prefill, decode, its cost, its time to the first token, and
+        both of the placement that was made, as that policy saw it)."""
+
 class Refused:
     """A request that will not be placed. Times in milliseconds."""
 
@@ -249,13 +253,15 @@ class Selector:
         prefill: Sequence[tuple[int, int, float]] = ...,
         decode: Sequence[tuple[int, float, float]] = ...,
         transfer: Sequence[tuple[int, float]] = ...,
+        name: str = "",
+        now: float = 0.0,
     ) -> int:
-        """Add a worker; returns its id. `key` is stable across restarts; `role` is aggregated, prefill or decode;
+        """Add a worker; returns its id. `name` is what logs call it; `key` is stable across restarts; `role` is aggregated, prefill or decode;
         workers of one `hardware_class` are expected to be equally fast; prefill and decode workers of one
         `pool` are paired. The last three are what it measured of itself: (tokens, tokens before them, ms),
         (streams, share of the pool in use, ms between tokens), (tokens, ms). Raises ValueError for another role."""
 
-    def remove_worker(self, worker: int) -> None:
+    def remove_worker(self, worker: int, *, now: float = 0.0) -> None:
         """Forget a worker and its link. Leases on it live on, without weight."""
 
     def link(self, worker: int, holder: int) -> None:
@@ -275,13 +281,31 @@ class Selector:
         exclude: Sequence[int] = ...,
         policy: str | None = None,
         explain: bool = False,
+        name: str = "",
     ) -> _Outcomes:
         """Place a request, or hold it. `request` is unique among those placed or held; `blocks` are the hashes of the
         prompt's whole blocks; `session` and `tenant` are hashes of names, 0 for none; `deadline` is when its first
-        token must be there. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
+        token must be there; `name` is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
 
-    def withdraw(self, request: int) -> bool:
+    def withdraw(self, request: int, *, now: float = 0.0) -> bool:
         """Take a request back that is held; False when it is not held any more."""
+
+    def adopt(
+        self,
+        now: float,
+        lease: int,
+        *,
+        prefill: int,
+        decode: int,
+        prompt_tokens: int,
+        cached: _Tiers,
+        blocks: _Hashes,
+        prefilled: bool = False,
+        output_tokens: int = 0,
+    ) -> bool:
+        """Take over a lease that another replica gave out, as if it had been placed here now; False when it is held already.
+        `cached` are prompt tokens by tier; `blocks` the prompt's hashes, as long as it is not computed. A worker that is
+        not there any more is not weighed."""
 
     def progress(
         self,
@@ -307,17 +331,55 @@ class Selector:
     def apply(self, now: float, batch: bytes) -> None:
         """As `PrefixIndex.apply`, and takes note of what linked workers have on their devices."""
 
-    def cleared(self, worker: int) -> None:
+    def cleared(self, worker: int, *, now: float = 0.0) -> None:
         """A worker's device has nothing, or nothing is known of it."""
 
-    def add_policy(self, name: str, judge: Judge) -> None:
+    def add_policy(self, name: str, judge: Judge, *, now: float = 0.0) -> None:
         """Add a policy of the caller's. What `judge` returns that is not a finite cost each is as if `kv` had
         judged. A pair's decode worker is chosen first, then the prefill worker with it."""
 
-    policy: str
-    """Of requests that name none. Raises ValueError when set to one that is not known."""
-    temperature: float
-    """0: the lowest cost wins; more softens the choice."""
+    def set(
+        self,
+        now: float,
+        *,
+        by: str = "",
+        policy: str | None = None,
+        temperature: float | None = None,
+        max_held: int | None = None,
+        max_wait_ms: float | None = None,
+        shadows: Sequence[str] | None = None,
+    ) -> _Outcomes:
+        """Change what holds for requests from now on; what is None stays. `by` is who asked, for the log; `shadows` are
+        policies that look on. Returns what that refused. Raises ValueError for an unknown policy, changing nothing."""
+
+    @property
+    def policy(self) -> str:
+        """Of requests that name none."""
+
+    @property
+    def temperature(self) -> float:
+        """0: the lowest cost wins; more softens the choice."""
+
+    def open_log(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        model: str,
+        run: str,
+        epoch: float,
+        max_bytes: int,
+        max_files: int,
+        max_queued: int = ...,
+    ) -> None:
+        """Write every call from now on to files in a directory, which is this router's alone. `model` and `run`, a life of
+        the router, are said in them; `epoch` is the time 0 in seconds; a file of `max_bytes` is followed by another, and
+        `max_files` are kept. Calls never wait for the disk. Raises OSError where the directory cannot be used."""
+
+    def close_log(self) -> None:
+        """Write what is queued, and nothing more; waits for the disk."""
+
+    def log_stats(self) -> tuple[int, int, int, int, str | None] | None:
+        """What became of the log: lines written, lines dropped, bytes, files begun, the last failure. None without one."""
 
     def slots(self, worker: int) -> tuple[int, int, int, int]:
         """What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks."""
@@ -348,6 +410,16 @@ class Selector:
     @property
     def speculative(self) -> int:
         """Leases whose blocks count as cached although no event said so yet."""
+
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    policy: str | None = None,
+    rates: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> str:
+    """Make the decisions of a log again: of a file, or of every log in a directory. `policy` is asked at every decision
+    what it would have chosen; with `rates`, {hardware class: {law: {coefficient: ms}}}, what it would have been by these.
+    Returns JSON, a report for each model. Raises OSError, or ValueError for what is no log, or no policy of kvmesh's own."""
 
 def page_digests(tokens: _Tokens, page_size: int, parent: bytes = b"") -> bytes:
     """The whole digests, 32 bytes each, whose first 64 bits `hash_tokens` gives; `parent` is the digest before

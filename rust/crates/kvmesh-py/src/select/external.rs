@@ -66,3 +66,11 @@ impl Policy for External {
         }
     }
 }
+
+/// What judges placements, and what judges decode partners.
+pub fn judges(py: Python<'_>, judge: &Py<PyAny>) -> (Box<dyn Policy>, Box<dyn Policy>) {
+    (
+        Box::new(External::new(judge.clone_ref(py), false)),
+        Box::new(External::new(judge.clone_ref(py), true)),
+    )
+}

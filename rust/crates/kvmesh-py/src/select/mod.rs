@@ -1,50 +1,28 @@
 //! `Selector`: placements for one model, for the event loop that owns it.
 
 mod external;
+mod linked;
+mod log;
 mod outcome;
 
-use std::sync::Arc;
-
-use kvmesh_core::Tier;
-use kvmesh_index::{Change, HolderId, Matches, PrefixIndex};
+use kvmesh_index::HolderId;
+use kvmesh_replay::{Answer, Changes, Driver, Input, Log, LogConfig};
 use kvmesh_select::{
-    Admission, Config, Context, Found, Lookup, PolicyName, Probe, Progress, Request, Role,
-    Selector, WorkerId, WorkerSpec,
+    Admission, Adopted, Config, NoWorker, PolicyName, Probe, Request, Role, Selector, WorkerId,
+    WorkerSpec,
 };
 use pyo3::{
-    exceptions::{PyLookupError, PyValueError},
+    exceptions::{PyLookupError, PyRuntimeError, PyValueError},
     prelude::*,
     types::PyString,
 };
-use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-use rustc_hash::FxHashMap;
 
-pub use self::outcome::{PyPlaced, PyRefused};
-use self::{external::External, outcome::Outcomes};
+use self::{external::judges, linked::Linked};
+pub use self::{
+    log::replay,
+    outcome::{PyPlaced, PyRefused},
+};
 use crate::{error::to_py, index::PyPrefixIndex, integers::Hashes};
-
-/// What is known of one law: its name, coefficients by name, observations, mean relative error.
-type LawTuple = (&'static str, Vec<(&'static str, f64)>, u64, f64);
-
-/// The prefix index with the selector's names for its engines.
-struct Linked {
-    index: Arc<PrefixIndex>,
-    workers: FxHashMap<HolderId, WorkerId>,
-    matches: Matches,
-}
-
-impl Lookup for Linked {
-    fn matches(&mut self, blocks: &[u64], found: &mut Vec<Found>) {
-        self.index.matches(blocks, &mut self.matches);
-        let named = |hit: kvmesh_index::Match| {
-            Some(Found {
-                worker: *self.workers.get(&hit.engine)?,
-                depths: hit.depths,
-            })
-        };
-        found.extend(self.matches.iter().filter_map(named));
-    }
-}
 
 /// Places the requests of one model. Times are milliseconds from 0 on that never fall; workers, requests and leases are
 /// ints. The same calls with the same seed bring about the same placements.
@@ -53,38 +31,21 @@ impl Lookup for Linked {
 /// refused, of requests held before too, it returns as a list of Placed and Refused.
 #[pyclass(name = "Selector", module = "kvmesh.core")]
 pub struct PySelector {
-    selector: Selector,
-    lookup: Linked,
-    chance: ChaCha8Rng,
-    /// Names of external policies, by their numbers.
-    externals: Vec<Py<PyString>>,
-    outcomes: Outcomes,
+    driver: Driver<Linked>,
+    /// External policies, by their numbers: names, and what judges.
+    externals: Vec<(Py<PyString>, Py<PyAny>)>,
 }
 
 impl PySelector {
-    fn with<R>(&mut self, now: f64, what: impl FnOnce(&mut Selector, &mut Context<'_>) -> R) -> R {
-        let mut context = Context {
-            now,
-            lookup: &mut self.lookup,
-            chance: &mut self.chance,
-            placed: &mut self.outcomes.placed,
-            refused: &mut self.outcomes.refused,
-        };
-        what(&mut self.selector, &mut context)
-    }
-
+    /// What came of the calls since the last time.
     fn outcomes(&mut self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
-        self.outcomes.take(py, &self.externals)
+        outcome::take(py, &mut self.driver, &self.externals)
     }
 
-    fn policy_of(&self, py: Python<'_>, name: &str) -> PyResult<PolicyName> {
-        let mut externals = self.externals.iter();
-        match externals.position(|known| known.bind(py) == name) {
-            Some(number) => Ok(PolicyName::External(number as u16)),
-            None => name
-                .parse()
-                .map_err(|error| PyValueError::new_err(format!("{error}"))),
-        }
+    fn policy_of(&self, name: &str) -> PyResult<PolicyName> {
+        self.driver
+            .policy(name)
+            .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 }
 
@@ -129,29 +90,23 @@ impl PySelector {
             admission,
             ..standard
         };
+        let lookup = Linked::new(index.share());
         Ok(Self {
-            selector: Selector::new(config),
-            lookup: Linked {
-                index: index.share(),
-                workers: FxHashMap::default(),
-                matches: Matches::new(),
-            },
-            chance: ChaCha8Rng::seed_from_u64(seed),
+            driver: Driver::new(Selector::new(config), lookup, seed),
             externals: Vec::new(),
-            outcomes: Outcomes::default(),
         })
     }
 
     // -- workers --
 
-    /// Add a worker; returns its id. key is stable across restarts; role is "aggregated", "prefill" or
+    /// Add a worker; returns its id. name is what logs call it; key is stable across restarts; role is "aggregated", "prefill" or
     /// "decode"; workers of one hardware_class are expected to be equally fast; prefill and decode workers of one
     /// pool are paired. prefill, decode and transfer are what it measured of itself: (tokens, tokens before
     /// them, ms), (streams, share of the pool in use, ms between tokens), (tokens, ms). Raises ValueError for
     /// another role.
     #[pyo3(signature = (
         key, role, *, hardware_class, blocks, pass_tokens, pool = 0, prefill = vec![], decode = vec![],
-        transfer = vec![]
+        transfer = vec![], name = "", now = 0.0
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn add_worker(
@@ -165,6 +120,8 @@ impl PySelector {
         prefill: Vec<(u32, u32, f64)>,
         decode: Vec<(u32, f64, f64)>,
         transfer: Vec<(u32, f64)>,
+        name: &str,
+        now: f64,
     ) -> PyResult<u64> {
         let role = match role {
             "aggregated" => Role::Aggregated,
@@ -185,31 +142,40 @@ impl PySelector {
                 transfer,
             },
         };
-        Ok(self.selector.add_worker(&spec).raw())
+        match self.driver.call(
+            now,
+            Input::AddWorker {
+                name: name.into(),
+                spec,
+            },
+        ) {
+            Answer::Worker(id) => Ok(id.raw()),
+            other => Err(PyRuntimeError::new_err(format!("no worker but {other:?}"))),
+        }
     }
 
     /// Forget a worker and its link. Leases on it live on, without weight.
-    fn remove_worker(&mut self, worker: u64) {
-        let id = WorkerId::from_raw(worker);
-        self.lookup.workers.retain(|_, linked| *linked != id);
-        self.selector.remove_worker(id);
+    #[pyo3(signature = (worker, *, now = 0.0))]
+    fn remove_worker(&mut self, worker: u64, now: f64) {
+        let worker = WorkerId::from_raw(worker);
+        self.driver.lookup.unlink(worker);
+        self.driver.call(now, Input::RemoveWorker { worker });
     }
 
     /// Say which engine of the index a worker is; an earlier link ends.
     fn link(&mut self, worker: u64, holder: u32) {
         let id = WorkerId::from_raw(worker);
-        self.lookup.workers.retain(|_, linked| *linked != id);
-        self.lookup.workers.insert(HolderId::from_raw(holder), id);
+        self.driver.lookup.link(HolderId::from_raw(holder), id);
     }
 
     // -- requests --
 
     /// Place a request, or hold it. request is the caller's number for it, unique among those placed or held; blocks are
     /// the hashes of the prompt's whole blocks; session and tenant are hashes of their names, 0 for none; deadline is
-    /// when its first token must be there. Raises LookupError when no worker can take it, ValueError for an unknown policy.
+    /// when its first token must be there; name is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy.
     #[pyo3(signature = (
         now, request, *, prompt_tokens, blocks, session = 0, tenant = 0, priority = 0, deadline = None,
-        exclude = vec![], policy = None, explain = false
+        exclude = vec![], policy = None, explain = false, name = ""
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn submit(
@@ -226,9 +192,10 @@ impl PySelector {
         exclude: Vec<u64>,
         policy: Option<&str>,
         explain: bool,
+        name: &str,
     ) -> PyResult<Vec<Py<PyAny>>> {
-        let policy = policy.map(|name| self.policy_of(py, name)).transpose()?;
-        let wanted = Request {
+        let policy = policy.map(|name| self.policy_of(name)).transpose()?;
+        let request = Request {
             id: request,
             prompt_tokens,
             blocks: blocks.0.into(),
@@ -240,14 +207,49 @@ impl PySelector {
             policy,
             explain,
         };
-        self.with(now, |selector, context| selector.submit(wanted, context))
-            .map_err(|error| PyLookupError::new_err(error.to_string()))?;
-        self.outcomes(py)
+        let name = name.into();
+        match self.driver.call(now, Input::Submit { name, request }) {
+            Answer::NoWorker => Err(PyLookupError::new_err(NoWorker.to_string())),
+            _ => self.outcomes(py),
+        }
     }
 
     /// Take a request back that is held; False when it is not held any more.
-    fn withdraw(&mut self, request: u64) -> bool {
-        self.selector.withdraw(request)
+    #[pyo3(signature = (request, *, now = 0.0))]
+    fn withdraw(&mut self, request: u64, now: f64) -> bool {
+        self.driver.call(now, Input::Withdraw { request }) == Answer::Done
+    }
+
+    /// Take over a lease that another replica gave out, as if it had been placed here now; False when it is held already.
+    /// cached are prompt tokens by tier; blocks the prompt's hashes, as long as it is not computed. A worker that
+    /// is not there any more is not weighed.
+    #[pyo3(signature = (
+        now, lease, *, prefill, decode, prompt_tokens, cached, blocks, prefilled = false, output_tokens = 0
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn adopt(
+        &mut self,
+        now: f64,
+        lease: u64,
+        prefill: u64,
+        decode: u64,
+        prompt_tokens: u32,
+        cached: [u32; 4],
+        blocks: Hashes,
+        prefilled: bool,
+        output_tokens: u32,
+    ) -> bool {
+        let adopted = Adopted {
+            lease,
+            prefill: WorkerId::from_raw(prefill),
+            decode: WorkerId::from_raw(decode),
+            prompt_tokens,
+            cached,
+            blocks: blocks.0.into(),
+            prefilled,
+            output_tokens,
+        };
+        self.driver.call(now, Input::Adopt(adopted)) == Answer::Done
     }
 
     /// Account for a lease's progress and renew it. transfer_ms of the time until its prompt was reported went
@@ -262,57 +264,48 @@ impl PySelector {
         output_tokens: u32,
         transfer_ms: f64,
     ) -> PyResult<Option<Vec<Py<PyAny>>>> {
-        let progress = Progress {
+        let progress = Input::Progress {
+            lease,
             prefilled,
             output_tokens,
+            transfer_ms,
         };
-        let known = self.with(now, |selector, context| {
-            selector.progress_moved(lease, progress, transfer_ms, context)
-        });
+        let known = self.driver.call(now, progress) == Answer::Done;
         known.then(|| self.outcomes(py)).transpose()
     }
 
     /// End a lease. None for one that is not held.
     fn end(&mut self, py: Python<'_>, now: f64, lease: u64) -> PyResult<Option<Vec<Py<PyAny>>>> {
-        let known = self.with(now, |selector, context| selector.end(lease, context));
+        let known = self.driver.call(now, Input::End { lease }) == Answer::Done;
         known.then(|| self.outcomes(py)).transpose()
     }
 
     /// Do what is due: call it at wakes_at, and about once a second. Also returns the leases that expired.
     fn tick(&mut self, py: Python<'_>, now: f64) -> PyResult<(Vec<Py<PyAny>>, Vec<u64>)> {
-        let expired = self.with(now, |selector, context| selector.tick(context));
+        let expired = match self.driver.call(now, Input::Tick) {
+            Answer::Expired(leases) => leases,
+            _ => Vec::new(),
+        };
         Ok((self.outcomes(py)?, expired))
     }
 
     /// When tick is due, should nothing happen before; None when no request is held.
     fn wakes_at(&self, now: f64) -> Option<f64> {
-        self.selector.wakes_at(now)
+        self.driver.selector().wakes_at(now)
     }
 
     // -- events --
 
     /// As PrefixIndex.apply, and takes note of what linked workers have on their devices.
     fn apply(&mut self, now: f64, batch: &[u8]) -> PyResult<()> {
-        let Self {
-            selector, lookup, ..
-        } = self;
-        let note = |holder: HolderId, change: &Change<'_>| {
-            let Some(&worker) = lookup.workers.get(&holder) else {
-                return;
-            };
-            match *change {
-                Change::Stored(Tier::Device, _, hashes) => selector.stored(worker, hashes),
-                Change::Removed(Tier::Device, hashes) => selector.removed(now, worker, hashes),
-                Change::Cleared(None | Some(Tier::Device)) => selector.cleared(worker),
-                _ => {}
-            }
-        };
-        lookup.index.apply_noting(batch, note).map_err(to_py)
+        linked::apply(&mut self.driver, now, batch).map_err(to_py)
     }
 
     /// A worker's device has nothing, or nothing is known of it.
-    fn cleared(&mut self, worker: u64) {
-        self.selector.cleared(WorkerId::from_raw(worker));
+    #[pyo3(signature = (worker, *, now = 0.0))]
+    fn cleared(&mut self, worker: u64, now: f64) {
+        let worker = WorkerId::from_raw(worker);
+        self.driver.call(now, Input::Cleared { worker });
     }
 
     // -- policies --
@@ -321,47 +314,124 @@ impl PySelector {
     /// is not one finite float each is as if kv had judged. request: (prompt tokens, session, tenant, priority);
     /// candidates: (prefill, decode, live requests there, cached tokens by tier, terms). A pair's decode worker
     /// is chosen first, among candidates that are decode workers alone (partners is true).
-    fn add_policy(&mut self, name: Py<PyString>, judge: Py<PyAny>, py: Python<'_>) -> PyResult<()> {
-        let number = u16::try_from(self.externals.len())
-            .map_err(|_| PyValueError::new_err("too many policies"))?;
-        self.selector.add_policy(
-            number,
-            Box::new(External::new(judge.clone_ref(py), false)),
-            Box::new(External::new(judge, true)),
-        );
-        self.externals.push(name);
+    #[pyo3(signature = (name, judge, *, now = 0.0))]
+    fn add_policy(
+        &mut self,
+        py: Python<'_>,
+        name: Py<PyString>,
+        judge: Py<PyAny>,
+        now: f64,
+    ) -> PyResult<()> {
+        if self.externals.len() >= usize::from(u16::MAX) {
+            return Err(PyValueError::new_err("too many policies"));
+        }
+        let known = name.to_str(py)?.to_owned();
+        self.driver.add_policy(now, known, judges(py, &judge));
+        self.externals.push((name, judge));
         Ok(())
     }
 
-    /// The policy of requests that name none. Raises ValueError for one that is not known.
+    /// Change what holds for requests from now on; what is None stays. by is who asked, for the log; shadows are policies
+    /// that look on. Returns what that refused. Raises ValueError for an unknown policy; nothing is changed then.
+    #[pyo3(signature = (
+        now, *, by = "", policy = None, temperature = None, max_held = None, max_wait_ms = None,
+        shadows = None
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn set(
+        &mut self,
+        py: Python<'_>,
+        now: f64,
+        by: &str,
+        policy: Option<String>,
+        temperature: Option<f64>,
+        max_held: Option<usize>,
+        max_wait_ms: Option<f64>,
+        shadows: Option<Vec<String>>,
+    ) -> PyResult<Vec<Py<PyAny>>> {
+        let changes = Changes {
+            by: by.into(),
+            policy,
+            temperature,
+            max_held,
+            max_wait_ms,
+            shadows,
+        };
+        let externals = &self.externals;
+        let external = |name: &str| {
+            let known = externals.iter().find(|known| known.0.bind(py) == name);
+            known.map(|(_, judge)| judges(py, judge))
+        };
+        self.driver
+            .set(now, changes, external)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        self.outcomes(py)
+    }
+
+    /// The policy of requests that name none.
     #[getter]
     fn policy(&self, py: Python<'_>) -> Py<PyString> {
-        outcome::policy_name(py, self.selector.config().policy, &self.externals)
-    }
-
-    #[setter]
-    fn set_policy(&mut self, py: Python<'_>, name: &str) -> PyResult<()> {
-        let policy = self.policy_of(py, name)?;
-        self.selector.set_policy(policy);
-        Ok(())
+        outcome::policy_name(py, self.driver.selector().config().policy, &self.externals)
     }
 
     /// 0: the lowest cost wins; more softens the choice.
     #[getter]
     fn temperature(&self) -> f64 {
-        self.selector.config().temperature
+        self.driver.selector().config().temperature
     }
 
-    #[setter]
-    fn set_temperature(&mut self, temperature: f64) {
-        self.selector.set_temperature(temperature);
+    // -- the log --
+
+    /// Write every call from now on to files in a directory, which is this router's alone: model and run are said in them,
+    /// epoch is the time 0 in seconds; a file of max_bytes is followed by another, and max_files are kept. Calls never wait for
+    /// the disk. Raises OSError where the directory cannot be used.
+    #[pyo3(signature = (directory, *, model, run, epoch, max_bytes, max_files, max_queued = 16 << 20))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn open_log(
+        &mut self,
+        directory: std::path::PathBuf,
+        model: String,
+        run: String,
+        epoch: f64,
+        max_bytes: u64,
+        max_files: usize,
+        max_queued: u64,
+    ) -> PyResult<()> {
+        let log = Log::open(LogConfig {
+            directory,
+            model,
+            run,
+            epoch,
+            max_bytes,
+            max_files,
+            max_queued,
+        })?;
+        self.driver.open_log(log);
+        Ok(())
+    }
+
+    /// Write what is queued, and nothing more; waits for the disk.
+    fn close_log(&mut self, py: Python<'_>) {
+        py.detach(|| self.driver.close_log());
+    }
+
+    /// What became of the log: lines written, lines dropped, bytes, files begun, the last failure. None without one.
+    fn log_stats(&self) -> Option<(u64, u64, u64, u64, Option<String>)> {
+        let stats = self.driver.log_stats()?;
+        Some((
+            stats.lines,
+            stats.dropped,
+            stats.bytes,
+            stats.files,
+            stats.error,
+        ))
     }
 
     // -- state --
 
     /// What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks.
     fn slots(&self, worker: u64) -> (u32, u32, u64, u64) {
-        let slots = self.selector.slots(WorkerId::from_raw(worker));
+        let slots = self.driver.selector().slots(WorkerId::from_raw(worker));
         (
             slots.requests,
             slots.streams,
@@ -372,36 +442,19 @@ impl PySelector {
 
     /// The factor by which a worker is slower than its class; None for an unknown one.
     fn slowness(&self, worker: u64) -> Option<f64> {
-        self.selector.slowness(WorkerId::from_raw(worker))
+        self.driver.selector().slowness(WorkerId::from_raw(worker))
     }
 
     /// What was learned: (hardware class, workers now, laws); a law is (name, [(coefficient, ms)], observations,
     /// mean relative error of late).
-    fn rates(&self) -> Vec<(String, usize, Vec<LawTuple>)> {
-        let law = |law: kvmesh_select::Law| {
-            (
-                law.name,
-                law.coefficients,
-                law.quality.count,
-                law.quality.error,
-            )
-        };
-        let rates = self.selector.rates().into_iter();
-        rates
-            .map(|(class, workers, laws)| {
-                (
-                    class.to_owned(),
-                    workers,
-                    laws.into_iter().map(law).collect(),
-                )
-            })
-            .collect()
+    fn rates(&self) -> Vec<outcome::ClassTuple> {
+        outcome::rates(self.driver.selector())
     }
 
     /// How far predicted times to a computed prompt were off: (prompts, sum of actual minus predicted ms, sum of its
     /// absolute values, sum of actual ms).
     fn errors(&self) -> (u64, f64, f64, f64) {
-        let errors = self.selector.errors();
+        let errors = self.driver.selector().errors();
         (
             errors.count,
             errors.bias_ms,
@@ -413,24 +466,24 @@ impl PySelector {
     /// Live leases.
     #[getter]
     fn leases(&self) -> usize {
-        self.selector.leases().len()
+        self.driver.selector().leases().len()
     }
 
     /// Leases that ended by expiry.
     #[getter]
     fn expired(&self) -> u64 {
-        self.selector.leases().expired()
+        self.driver.selector().leases().expired()
     }
 
     /// Requests held.
     #[getter]
     fn held(&self) -> usize {
-        self.selector.held()
+        self.driver.selector().held()
     }
 
     /// Leases whose blocks count as cached although no event said so yet.
     #[getter]
     fn speculative(&self) -> usize {
-        self.selector.speculative()
+        self.driver.selector().speculative()
     }
 }

@@ -1,7 +1,11 @@
 //! What became of requests, for Python.
 
-use kvmesh_select::{Candidate, Placed, PolicyName, Refused};
+use kvmesh_replay::Driver;
+use kvmesh_select::{Candidate, Law, Lookup, Placed, PolicyName, Refused, Selector, Shadowed};
 use pyo3::{intern, prelude::*, types::PyString};
+
+/// (policy, prefill worker, decode worker, its cost and time to the first token, those of the placement that was made).
+type ShadowTuple = (Py<PyString>, u64, u64, f64, f64, f64, f64);
 
 /// (prefill worker, decode worker, cached tokens by tier, the policy's cost, terms).
 type CandidateTuple = (u64, u64, [u32; 4], f64, [f64; 8]);
@@ -13,6 +17,8 @@ pub struct PyPlaced {
     /// The policy that chose.
     #[pyo3(get)]
     policy: Py<PyString>,
+    /// Names of the shadows' policies.
+    shadows: Vec<Py<PyString>>,
 }
 
 #[pymethods]
@@ -65,6 +71,24 @@ impl PyPlaced {
         self.placed.held_ms
     }
 
+    /// What policies that look on would have chosen: (policy, prefill, decode, its cost, its time to the first token, and both
+    /// of the placement that was made, as that policy saw it).
+    fn shadows(&self, py: Python<'_>) -> Vec<ShadowTuple> {
+        let shadows = self.placed.shadows.iter().zip(&self.shadows);
+        let tuple = |(one, policy): (&Shadowed, &Py<PyString>)| {
+            (
+                policy.clone_ref(py),
+                one.choice.prefill.raw(),
+                one.choice.decode.raw(),
+                one.choice.terms.total(),
+                one.choice.terms.ttft(),
+                one.live.total(),
+                one.live.ttft(),
+            )
+        };
+        shadows.map(tuple).collect()
+    }
+
     /// All that were possible, where the request asked for them: (prefill, decode, cached, the policy's cost, terms).
     fn candidates(&self) -> Vec<CandidateTuple> {
         let Placed {
@@ -107,33 +131,59 @@ impl From<Refused> for PyRefused {
     }
 }
 
-/// What one call brought about.
-#[derive(Default)]
-pub struct Outcomes {
-    pub placed: Vec<Placed>,
-    pub refused: Vec<Refused>,
-}
-
-impl Outcomes {
-    pub fn take(&mut self, py: Python<'_>, externals: &[Py<PyString>]) -> PyResult<Vec<Py<PyAny>>> {
-        let mut all = Vec::with_capacity(self.placed.len() + self.refused.len());
-        for placed in self.placed.drain(..) {
-            let policy = policy_name(py, placed.policy, externals);
-            all.push(Py::new(py, PyPlaced { placed, policy })?.into_any());
-        }
-        for refused in self.refused.drain(..) {
-            all.push(Py::new(py, PyRefused::from(refused))?.into_any());
-        }
-        Ok(all)
+/// Takes out what calls brought about, placements first.
+pub fn take<L: Lookup>(
+    py: Python<'_>,
+    driver: &mut Driver<L>,
+    externals: &[(Py<PyString>, Py<PyAny>)],
+) -> PyResult<Vec<Py<PyAny>>> {
+    let mut all = Vec::with_capacity(driver.placed.len() + driver.refused.len());
+    for placed in driver.placed.drain(..) {
+        let policy = policy_name(py, placed.policy, externals);
+        let shadows = placed.shadows.iter();
+        let shadows = shadows
+            .map(|shadow| policy_name(py, shadow.policy, externals))
+            .collect();
+        let placed = PyPlaced {
+            placed,
+            policy,
+            shadows,
+        };
+        all.push(Py::new(py, placed)?.into_any());
     }
+    for refused in driver.refused.drain(..) {
+        all.push(Py::new(py, PyRefused::from(refused))?.into_any());
+    }
+    Ok(all)
 }
 
-pub fn policy_name(py: Python<'_>, policy: PolicyName, externals: &[Py<PyString>]) -> Py<PyString> {
+pub fn policy_name(
+    py: Python<'_>,
+    policy: PolicyName,
+    externals: &[(Py<PyString>, Py<PyAny>)],
+) -> Py<PyString> {
     match policy {
         PolicyName::External(number) if usize::from(number) < externals.len() => {
-            externals[usize::from(number)].clone_ref(py)
+            externals[usize::from(number)].0.clone_ref(py)
         }
         PolicyName::Kv => intern!(py, "kv").clone().unbind(),
         other => PyString::new(py, other.name()).unbind(),
     }
+}
+
+/// What is known of one law: its name, coefficients by name, observations, mean relative error.
+type LawTuple = (&'static str, Vec<(&'static str, f64)>, u64, f64);
+/// Of one hardware class: its name, its workers now, its laws.
+pub type ClassTuple = (String, usize, Vec<LawTuple>);
+
+pub fn rates(selector: &Selector) -> Vec<ClassTuple> {
+    let law = |law: Law| {
+        let quality = law.quality;
+        (law.name, law.coefficients, quality.count, quality.error)
+    };
+    let classes = selector.rates().into_iter();
+    let tuple = |(class, workers, laws): (&str, usize, [Law; 4])| {
+        (class.to_owned(), workers, laws.map(law).to_vec())
+    };
+    classes.map(tuple).collect()
 }

@@ -40,10 +40,21 @@ pub trait Policy: Send + Sync {
 
     /// Told of the candidate that won, for policies that remember.
     fn placed(&mut self, _winner: &Candidate) {}
+
+    /// What it remembers, to be kept; 0 for nothing.
+    fn memory(&self) -> u128 {
+        0
+    }
+
+    /// Goes on from what another one of its name remembered.
+    fn recall(&mut self, _memory: u128) {}
 }
 
 /// The policies by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
     /// Lowest predicted cost in milliseconds; jointly over waiting requests.
     #[default]

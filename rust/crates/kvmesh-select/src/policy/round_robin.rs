@@ -29,4 +29,12 @@ impl Policy for RoundRobin {
     fn placed(&mut self, winner: &Candidate) {
         self.last = Some(winner.key);
     }
+
+    fn memory(&self) -> u128 {
+        self.last.map_or(0, |key| u128::from(key) + 1)
+    }
+
+    fn recall(&mut self, memory: u128) {
+        self.last = memory.checked_sub(1).map(|key| key as u64);
+    }
 }
