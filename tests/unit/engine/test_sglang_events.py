@@ -16,10 +16,11 @@ import zmq
 import zmq.asyncio
 
 from fixtures.waiting import eventually
-from kvmesh.core import hash_tokens
+from kvmesh.core import event_namespace_seed, hash_tokens, namespace_seed
 from kvmesh.engine.contract import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 from kvmesh.engine.sglang.event_order import translate
 from kvmesh.engine.sglang.events import KvEventStream
+from kvmesh.engine.sglang.salted_names import SaltedNames
 
 END = (-1).to_bytes(8, "big", signed=True)
 
@@ -220,7 +221,7 @@ def test_translation_keeps_the_device_tier_and_unsigned_hashes() -> None:
         {"type": "AllBlocksCleared"},
     )
     top = (1 << 64) - 1
-    assert translate(payload) == [
+    assert translate(payload, SaltedNames()) == [
         BlocksStored([top, 5], parent=top - 1),
         BlocksRemoved([top]),
         BlocksCleared(),
@@ -236,3 +237,46 @@ def test_our_page_hash_is_sglangs(pages: int) -> None:
         parent = hashlib.sha256(parent + array("I", tokens[start : start + size]).tobytes()).digest()
         expected.append(int.from_bytes(parent[:8], "big"))
     assert hash_tokens(tokens, size).tolist() == expected
+
+
+def salted(tokens: list[int], before: int = 0, salt: str = "tenant:acme") -> dict[str, Any]:
+    """SGLang's event of a salted chain's pages from number `before` on, of two tokens each."""
+    hashes = hash_tokens(tokens, 2, event_namespace_seed(salt)).view("int64").tolist()
+    parent = hashes[before - 1] if before else None
+    fields = {"token_ids": tokens[2 * before :], "block_size": 2, "cache_salt": salt, "medium": "GPU"}
+    return stored(*hashes[before:], parent=parent, **fields)
+
+
+def removed(*hashes: int) -> dict[str, Any]:
+    return {"type": "BlockRemoved", "block_hashes": hashes, "medium": "GPU"}
+
+
+def test_salted_blocks_get_the_names_that_the_store_has() -> None:
+    tokens = list(range(10, 20))
+    names = hash_tokens(tokens, 2, namespace_seed(cache_salt="tenant:acme")).tolist()
+    known = SaltedNames()
+    begun = salted(tokens[:6])
+    assert translate(batch(begun), known) == [BlocksStored(names[:3], None)]
+    # A node that was split, or grew: the chain goes on from what is known.
+    assert translate(batch(salted(tokens, 3)), known) == [BlocksStored(names[3:], names[2])]
+    assert translate(batch(salted(tokens[:6], 1)), known) == [BlocksStored(names[1:3], names[0])]
+    gone = removed(begun["block_hashes"][2], 77)
+    assert translate(batch(gone), known) == [BlocksRemoved([names[2], 77])]
+    assert translate(batch(stored(5, parent=7, medium="GPU")), known) == [BlocksStored([5], 7)]
+
+
+def test_salted_chains_of_other_salts_and_of_none_share_no_name() -> None:
+    tokens = list(range(8))
+    found = [translate(batch(salted(tokens, salt=salt)), SaltedNames()) for salt in ("a", "b", "")]
+    found.append([BlocksStored(hash_tokens(tokens, 2).tolist(), None)])
+    blocks = [hash_ for (event,) in found if isinstance(event, BlocksStored) for hash_ in event.hashes]
+    assert len(set(blocks)) == len(blocks) == 16
+
+
+def test_a_salted_chain_whose_beginning_was_lost_is_left_out() -> None:
+    tokens = list(range(8))
+    known = SaltedNames()
+    assert translate(batch(salted(tokens, 2)), known) == []
+    translate(batch(salted(tokens)), known)
+    assert translate(batch({"type": "AllBlocksCleared"}), known) == [BlocksCleared()]
+    assert translate(batch(salted(tokens, 2)), known) == []

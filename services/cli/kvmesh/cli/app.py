@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kvmesh.cli import config_commands, index_commands, kvbm_commands, router_replay
+from kvmesh.cli import config_commands, index_commands, key_commands, kvbm_commands, router_replay
 from kvmesh.cli.home import Home
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import running_config
+from kvmesh.cli.settings import parse_alias, running_config
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(config_commands.app, name="config")
 app.add_typer(index_commands.app, name="index")
+app.add_typer(key_commands.app, name="keys")
 app.add_typer(router_replay.app, name="router")
 app.add_typer(kvbm_commands.app, name="kvbm")
 
@@ -48,6 +49,10 @@ def up(
     prefill: Annotated[int | None, typer.Option(metavar="N", min=0, help="Prefill workers.")] = None,
     decode: Annotated[int | None, typer.Option(metavar="N", min=0, help="Decode workers.")] = None,
     aggregated: Annotated[int | None, typer.Option(metavar="N", min=0, help="Aggregated workers.")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="A further name of a model; may be repeated."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it serves, and leave it running.")
     ] = False,
@@ -62,6 +67,7 @@ def up(
       kvmesh up --model ./my-model --prefill 2 --decode 4
       kvmesh up --prefill 0 --decode 0 --aggregated 1    # requests are not split
       kvmesh up --engine mock                            # all but the model is real
+      kvmesh up --alias gpt-4o=default                   # for clients that insist on a name
     """
     from kvmesh.cli import up as starting
 
@@ -71,6 +77,8 @@ def up(
         "engine": {"kind": engine},
         "workers": workers,
     }
+    if alias:
+        overrides["frontend"] = {"aliases": dict(map(parse_alias, alias))}
     given = {
         section: {key: value for key, value in values.items() if value is not None}
         for section, values in overrides.items()
@@ -169,6 +177,9 @@ def chat(
     system: Annotated[str, typer.Option(help="System message.")] = "",
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 512,
+    key: Annotated[
+        str, typer.Option(envvar="KVMESH_API_KEY", help="API key, where the endpoint asks for one.")
+    ] = "",
 ) -> None:
     """Ask the model; without a prompt, talk to it.
 
@@ -180,16 +191,41 @@ def chat(
     """
     from kvmesh.cli import chat as chatting
 
-    parameters: dict[str, Any] = {"max_tokens": max_tokens}
+    parameters: dict[str, Any] = {"max_tokens": max_tokens, "key": key}
     if temperature is not None:
         parameters["temperature"] = temperature
-    endpoint = (url or _running_url(config)).rstrip("/").removesuffix("/v1")
+    if url is None:
+        url = _running_url(config)
+        parameters["certificate"] = running_config(config).frontend.tls.cert
+    endpoint = url.rstrip("/").removesuffix("/v1")
     console = _console()
     if prompt is None and sys.stdin.isatty():
         chatting.converse(endpoint, system, console, **parameters)
         return
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     chatting.ask(endpoint, text or "", system, console, **parameters)
+
+
+@app.command()
+def usage(
+    config: ConfigFile = None,
+    tenant: Annotated[str | None, typer.Option(help="This one's only.")] = None,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="7d, 24h, or 2030-01-31, in whole hours. Default: all kept.")
+    ] = "",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated, with a header.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Show what tenants used, by model: requests, tokens of prompts, of these cached, tokens generated.
+
+    
+    Examples:
+      kvmesh usage --since 24h
+      kvmesh usage --tenant acme --since 2030-01-01 --csv > acme.csv
+    """
+    from kvmesh.cli import usage_command
+
+    usage_command.usage(running_config(config), tenant, since, as_csv=as_csv, as_json=as_json)
 
 
 @app.command(

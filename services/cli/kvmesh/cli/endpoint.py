@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,9 +56,19 @@ class Answer:
 
 
 def stream_chat(
-    url: str, messages: list[dict[str, str]], answer: Answer, *, model: str = "default", **parameters: Any
+    url: str,
+    messages: list[dict[str, str]],
+    answer: Answer,
+    *,
+    model: str = "default",
+    key: str = "",
+    certificate: str = "",
+    **parameters: Any,
 ) -> Iterator[str]:
     """Pieces of the answer as they come; fills `answer`. Closing the iterator cancels the request.
+
+    `key` is the API key, where one is asked for; `certificate` a file whose certificates are trusted under
+    any name, for a mesh on this machine.
 
     Blocks. Raises KvmeshError with what the endpoint said, or that it cannot be reached.
     """
@@ -69,11 +80,12 @@ def stream_chat(
         "kvmesh": {"explain": True},
         **parameters,
     }
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     started = time.monotonic()
     try:
         with (
-            httpx.Client(timeout=_TIMEOUT, trust_env=False) as client,
-            client.stream("POST", f"{url}/v1/chat/completions", json=body) as response,
+            httpx.Client(timeout=_TIMEOUT, trust_env=False, verify=_trust(certificate)) as client,
+            client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as response,
         ):
             if response.status_code != 200:
                 raise _refused(response)
@@ -91,6 +103,14 @@ def stream_chat(
             ErrorCode.ERROR_CODE_UNAVAILABLE,
             f"cannot reach the endpoint at {url}: {error or type(error).__name__}",
         ) from None
+
+
+def _trust(certificate: str) -> ssl.SSLContext | bool:
+    if not certificate:
+        return True
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    return context
 
 
 def _apply(chunk: dict[str, Any], answer: Answer) -> str:
@@ -129,4 +149,5 @@ def curl(url: str, prompt: str) -> str:
     }
     data = shlex.quote(json.dumps(body, separators=(",", ":"), ensure_ascii=False))
     address = url.removeprefix("http://")
-    return f"curl -sN {address}/v1/chat/completions -H 'content-type: application/json' -d {data}"
+    flags = "-sNk" if url.startswith("https://") else "-sN"
+    return f"curl {flags} {address}/v1/chat/completions -H 'content-type: application/json' -d {data}"

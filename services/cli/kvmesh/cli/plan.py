@@ -33,11 +33,33 @@ def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None)
     if config.kvbm.enabled:
         specs.append(_role("kvbm", config.kvbm, "kvmesh.v1.KvbmService", home, base, _CORE))
     specs.extend(_workers(config, home, base))
-    frontend = config.frontend
-    specs.append(
-        _role("frontend", frontend, "kvmesh.v1.FrontendService", home, base, _FRONTEND, frontend.drain_s)
-    )
+    specs.extend(_frontends(config, home, base))
     return specs
+
+
+def _frontends(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
+    """All listen on one HTTP port; the first has the configured other ports, the rest free ones."""
+    service, frontend = "kvmesh.v1.FrontendService", config.frontend
+    yield _role("frontend", frontend, service, home, base, _FRONTEND, frontend.drain_s)
+    for number in range(1, frontend.processes):
+        listen = frontend.model_copy(
+            update={"port": free_port(frontend.host), "metrics_port": free_port(frontend.host)}
+        )
+        ports = {
+            "KVMESH_FRONTEND__PORT": str(listen.port),
+            "KVMESH_FRONTEND__METRICS_PORT": str(listen.metrics_port),
+        }
+        yield _role(
+            f"frontend-{number}",
+            listen,
+            service,
+            home,
+            base | ports,
+            _FRONTEND,
+            frontend.drain_s,
+            module="kvmesh.frontend",
+            role="frontend",
+        )
 
 
 def base_environment(inherited: Mapping[str, str], home: Home) -> dict[str, str]:

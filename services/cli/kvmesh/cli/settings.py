@@ -29,10 +29,19 @@ def running_config(file: Path | None) -> Config:
         return asked
 
 
+def parse_alias(text: str) -> tuple[str, str]:
+    """NAME=MODEL as both. Raises KvmeshError(INVALID_ARGUMENT)."""
+    name, _, model = text.partition("=")
+    if not name or not model:
+        raise invalid(f"--alias {text}: write NAME=MODEL, e.g. gpt-4o=default")
+    return name, model
+
+
 def endpoint_url(config: Config) -> str:
     host = config.frontend.host
     local = host in ("0.0.0.0", "127.0.0.1", "::", "::1", "")
-    return f"http://{'localhost' if local else host}:{config.frontend.http_port}"
+    scheme = "https" if config.frontend.tls.cert else "http"
+    return f"{scheme}://{'localhost' if local else host}:{config.frontend.http_port}"
 
 
 def worker_names(config: Config) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -22,7 +23,7 @@ from kvmesh.cli.pids import MARKER, ProcessId, end, supervised, wait_gone
 from kvmesh.cli.plan import has_gpu
 from kvmesh.cli.settings import check_workers, endpoint_url, load
 from kvmesh.cli.supervisor import already_running, first_status, supervise
-from kvmesh.common.config import Config
+from kvmesh.common.config import Config, is_loopback
 from kvmesh.common.errors import KvmeshError
 from kvmesh.engine.model import resolve_model
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -83,6 +84,12 @@ def _prepare(config: Config, home: Home, console: Console) -> tuple[Config, str]
             config, lambda what, part: status.update(f"preparing the default model: {what} ({part:.0%})")
         )
     home.write_config(config)
+    if config.tenants.keys == "off" and not is_loopback(config.frontend.host):
+        console.print(
+            f"[yellow]warning:[/] whoever reaches {escape(config.frontend.host)}:{config.frontend.http_port} "
+            "may use this mesh: no API keys are asked for; set `tenants.keys` to `required`\n",
+            soft_wrap=True,
+        )
     engine = config.engine.kind
     where = (" on GPU" if has_gpu() else " on CPU") if engine == "sglang" else ""
     console.print(f"[bold]kvmesh[/]  {escape(source.name)}, engine {engine}{where}\n")
@@ -151,10 +158,14 @@ def _wait_and_greet(home: Home, supervisor: ProcessId, console: Console) -> None
         wait_gone([supervisor], 60.0)
         raise
     console.print(f"ready after {time.monotonic() - started:.1f} s\n")
+    config = home.read_config()
+    if not _greets(config):
+        _print_first_steps(console, status, config)
+        return
     console.print(f"[bold]>[/] {_QUESTION}")
     answer = Answer()
     try:
-        for piece in stream_chat(status.url, [_message()], answer, temperature=0, max_tokens=64):
+        for piece in _first_chat(status.url, answer, config):
             console.out(piece, end="", highlight=False)
     except KvmeshError as error:
         raise KvmeshError(
@@ -181,8 +192,15 @@ def _wait_ready(home: Home, supervisor: ProcessId, display: Display) -> MeshStat
         time.sleep(0.1)
 
 
-def _message() -> dict[str, str]:
-    return {"role": "user", "content": _QUESTION}
+def _first_chat(url: str, answer: Answer, config: Config) -> Iterator[str]:
+    message = {"role": "user", "content": _QUESTION}
+    certificate = config.frontend.tls.cert
+    return stream_chat(url, [message], answer, certificate=certificate, temperature=0, max_tokens=64)
+
+
+def _greets(config: Config) -> bool:
+    """Whether a first chat needs neither a key nor a client's certificate."""
+    return config.tenants.keys == "off" and not config.frontend.tls.client_ca
 
 
 def _print_hints(console: Console, status: MeshStatus, answer: Answer) -> None:
@@ -193,6 +211,19 @@ def _print_hints(console: Console, status: MeshStatus, answer: Answer) -> None:
     console.print(
         "\n  ./kvmesh chat     ./kvmesh status     ./kvmesh logs -f     ./kvmesh down\n", highlight=False
     )
+
+
+def _print_first_steps(console: Console, status: MeshStatus, config: Config) -> None:
+    """Instead of a first chat."""
+    console.print(f"[bold]{escape(status.url)}[/]", highlight=False)
+    if config.frontend.tls.client_ca:
+        console.print(f"It asks for client certificates of {escape(config.frontend.tls.client_ca)}.")
+    if config.tenants.keys == "required":
+        console.print(
+            "It asks for API keys; make one, then talk:\n\n"
+            "  export KVMESH_API_KEY=$(./kvmesh keys create --tenant me)\n  ./kvmesh chat\n",
+            highlight=False,
+        )
 
 
 def _foreground(home: Home, status: MeshStatus, console: Console) -> None:
@@ -212,10 +243,14 @@ async def _supervise_in_view(home: Home, status: MeshStatus, console: Console) -
 
     async def greet() -> None:
         await ready.wait()
+        config = home.read_config()
+        if not _greets(config):
+            _print_first_steps(console, status, config)
+            return
         answer = Answer()
 
         def ask() -> None:
-            for _piece in stream_chat(status.url, [_message()], answer, temperature=0, max_tokens=64):
+            for _piece in _first_chat(status.url, answer, config):
                 pass
 
         try:

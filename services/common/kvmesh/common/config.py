@@ -7,13 +7,14 @@ keys are refused with the nearest known one. Roles get the whole configuration a
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from kvmesh.common.errors import KvmeshError, invalid
@@ -85,6 +86,32 @@ class DiscoveryConfig(Section):
     """seconds without renewal after which a worker is gone"""
 
 
+class TlsConfig(Section):
+    cert: str = ""
+    """certificate chain, PEM; empty: plain HTTP. Files that change are read again"""
+    key: str = ""
+    """its private key, PEM"""
+    client_ca: str = ""
+    """authorities of client certificates, PEM; empty: clients need none"""
+
+    @model_validator(mode="after")
+    def _complete(self) -> TlsConfig:
+        if bool(self.cert) != bool(self.key) or (self.client_ca and not self.cert):
+            raise ValueError("needs both `cert` and `key`")
+        return self
+
+
+class CorsConfig(Section):
+    origins: list[str] = []
+    """web origins whose pages may call the API, e.g. https://chat.example.com, or `*`; empty: none"""
+    headers: list[str] = ["*"]
+    """request headers such pages may send"""
+    credentials: bool = False
+    """let them send cookies"""
+    max_age_s: int = Field(default=600, ge=0)
+    """seconds a browser may remember this"""
+
+
 class FrontendConfig(Listen):
     port: Port = 8001
     http_port: Port = 8000
@@ -92,6 +119,20 @@ class FrontendConfig(Listen):
     metrics_port: Port = 8002
     max_body_bytes: int = Field(default=16 << 20, gt=0)
     """larger request bodies are refused with 413"""
+    body_timeout_s: float = Field(default=120.0, gt=0)
+    """a body that is not whole by then is refused with 408"""
+    max_header_bytes: int = Field(default=64 << 10, ge=1024)
+    """larger request headers are refused with 431"""
+    header_timeout_s: float = Field(default=20.0, gt=0)
+    """headers that are not whole by then are refused with 408"""
+    keepalive_s: float = Field(default=15.0, ge=0)
+    """a comment is sent in a stream that was quiet for so long; 0: never"""
+    processes: int = Field(default=1, ge=1, le=256)
+    """frontends that `kvmesh up` starts on `http_port`; the system spreads connections over them"""
+    aliases: dict[str, str] = {}
+    """further names of models, e.g. `gpt-4o: my-model`; `default` is what requests without a model mean"""
+    tls: TlsConfig = TlsConfig()
+    cors: CorsConfig = CorsConfig()
     request_timeout_s: float = Field(default=600.0, gt=0)
     """a request is ended after this long"""
     drain_s: float = Field(default=30.0, ge=0)
@@ -105,6 +146,27 @@ class DecisionLogConfig(Section):
     """a file of this size is followed by another"""
     max_files: int = Field(default=8, ge=1)
     """files kept of each model; the oldest go"""
+
+
+class TenantsConfig(Section):
+    """Who may ask, how much, and whose cache is whose."""
+
+    keys: Literal["off", "required"] = "off"
+    """required: requests need an API key (`kvmesh keys create`)"""
+    keys_file: str = ""
+    """YAML file with further keys; read at start"""
+    share_cache: bool = False
+    """let tenants use one another's cached blocks"""
+    assumed_output_tokens: int = Field(default=256, ge=0)
+    """output a request without max_tokens is charged in advance; settled when it ends"""
+    usage_days: int = Field(default=400, ge=1)
+    """days usage is kept"""
+    keys_bucket: str = "kvmesh-keys"
+    """JetStream KV bucket of keys"""
+    quotas_bucket: str = "kvmesh-quotas"
+    """JetStream KV bucket of what is left of each key's limits"""
+    usage_bucket: str = "kvmesh-usage"
+    """JetStream KV bucket of usage"""
 
 
 class RouterConfig(Listen):
@@ -240,6 +302,7 @@ class Config(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()
+    tenants: TenantsConfig = TenantsConfig()
     router: RouterConfig = RouterConfig()
     kvbm: KvbmConfig = KvbmConfig()
     nats: NatsConfig = NatsConfig()
@@ -283,6 +346,14 @@ class _Resolved(Config):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def default_home() -> Path:

@@ -49,6 +49,12 @@ TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE: ErrorSpec(
         _S.INVALID_ARGUMENT, 413, _CLIENT, "payload_too_large", False
     ),
+    ErrorCode.ERROR_CODE_HEADERS_TOO_LARGE: ErrorSpec(
+        _S.INVALID_ARGUMENT, 431, _CLIENT, "headers_too_large", False
+    ),
+    ErrorCode.ERROR_CODE_REQUEST_TIMEOUT: ErrorSpec(
+        _S.DEADLINE_EXCEEDED, 408, "timeout_error", "request_timeout", True
+    ),
     ErrorCode.ERROR_CODE_UNSUPPORTED: ErrorSpec(
         _S.UNIMPLEMENTED, 400, _CLIENT, "unsupported_parameter", False
     ),
@@ -60,6 +66,9 @@ TABLE: dict[ErrorCode, ErrorSpec] = {
     ),
     ErrorCode.ERROR_CODE_RATE_LIMITED: ErrorSpec(
         _S.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded", True
+    ),
+    ErrorCode.ERROR_CODE_QUOTA_EXHAUSTED: ErrorSpec(
+        _S.RESOURCE_EXHAUSTED, 429, "insufficient_quota", "insufficient_quota", False
     ),
     ErrorCode.ERROR_CODE_OVERLOADED: ErrorSpec(_S.RESOURCE_EXHAUSTED, 503, _SERVER, "overloaded", True),
     ErrorCode.ERROR_CODE_NO_WORKER_READY: ErrorSpec(_S.UNAVAILABLE, 503, _SERVER, "no_worker_ready", True),

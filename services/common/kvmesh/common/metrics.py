@@ -73,6 +73,22 @@ class FrontendMetrics:
         self.retries = Counter(f"{p}_retries_total", "placements tried again", ["reason"])
 
 
+class TenantMetrics:
+    """What tenants used; the tenant is empty where no keys are asked for."""
+
+    def __init__(self) -> None:
+        p, labels = "kvmesh_frontend_tenant", ["tenant", "model"]
+        self.requests = Counter(
+            f"{p}_requests_total", "requests that were answered, in part at least", labels
+        )
+        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of their prompts", labels)
+        self.cached_tokens = Counter(f"{p}_cached_tokens_total", "of these, not computed", labels)
+        self.output_tokens = Counter(f"{p}_output_tokens_total", "tokens generated", labels)
+        self.refused = Counter(
+            f"{p}_refused_total", "requests refused for their key or its limits", ["tenant", "reason"]
+        )
+
+
 class RouterMetrics:
     """Placements, leases and the index."""
 
@@ -213,6 +229,7 @@ class KvbmMetrics:
 rpc = cache(RpcMetrics)
 bus = cache(BusMetrics)
 frontend = cache(FrontendMetrics)
+tenants = cache(TenantMetrics)
 router = cache(RouterMetrics)
 worker = cache(WorkerMetrics)
 kvbm = cache(KvbmMetrics)

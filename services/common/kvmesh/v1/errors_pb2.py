@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/errors.proto\x12\tkvmesh.v1\"v\n\x05\x45rror\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.kvmesh.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*\x8a\x05\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_CODE_INVALID_ARGUMENT\x10\x01\x12&\n\"ERROR_CODE_CONTEXT_LENGTH_EXCEEDED\x10\x02\x12\x1e\n\x1a\x45RROR_CODE_MODEL_NOT_FOUND\x10\x03\x12\x18\n\x14\x45RROR_CODE_NOT_FOUND\x10\x04\x12!\n\x1d\x45RROR_CODE_METHOD_NOT_ALLOWED\x10\x05\x12 \n\x1c\x45RROR_CODE_PAYLOAD_TOO_LARGE\x10\x06\x12\x1a\n\x16\x45RROR_CODE_UNSUPPORTED\x10\x07\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x08\x12 \n\x1c\x45RROR_CODE_PERMISSION_DENIED\x10\t\x12\x1b\n\x17\x45RROR_CODE_RATE_LIMITED\x10\n\x12\x19\n\x15\x45RROR_CODE_OVERLOADED\x10\x0b\x12\x1e\n\x1a\x45RROR_CODE_NO_WORKER_READY\x10\x0c\x12\x1a\n\x16\x45RROR_CODE_UNAVAILABLE\x10\r\x12\x1a\n\x16\x45RROR_CODE_WORKER_LOST\x10\x0e\x12\x19\n\x15\x45RROR_CODE_WRONG_ROLE\x10\x0f\x12 \n\x1c\x45RROR_CODE_DEADLINE_EXCEEDED\x10\x10\x12\x18\n\x14\x45RROR_CODE_CANCELLED\x10\x11\x12\x1c\n\x18\x45RROR_CODE_ENGINE_FAILED\x10\x12\x12\x1d\n\x19\x45RROR_CODE_DATA_CORRUPTED\x10\x13\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x14\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/errors.proto\x12\tkvmesh.v1\"v\n\x05\x45rror\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.kvmesh.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*\xec\x05\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45RROR_CODE_INVALID_ARGUMENT\x10\x01\x12&\n\"ERROR_CODE_CONTEXT_LENGTH_EXCEEDED\x10\x02\x12\x1e\n\x1a\x45RROR_CODE_MODEL_NOT_FOUND\x10\x03\x12\x18\n\x14\x45RROR_CODE_NOT_FOUND\x10\x04\x12!\n\x1d\x45RROR_CODE_METHOD_NOT_ALLOWED\x10\x05\x12 \n\x1c\x45RROR_CODE_PAYLOAD_TOO_LARGE\x10\x06\x12\x1a\n\x16\x45RROR_CODE_UNSUPPORTED\x10\x07\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x08\x12 \n\x1c\x45RROR_CODE_PERMISSION_DENIED\x10\t\x12\x1b\n\x17\x45RROR_CODE_RATE_LIMITED\x10\n\x12\x19\n\x15\x45RROR_CODE_OVERLOADED\x10\x0b\x12\x1e\n\x1a\x45RROR_CODE_NO_WORKER_READY\x10\x0c\x12\x1a\n\x16\x45RROR_CODE_UNAVAILABLE\x10\r\x12\x1a\n\x16\x45RROR_CODE_WORKER_LOST\x10\x0e\x12\x19\n\x15\x45RROR_CODE_WRONG_ROLE\x10\x0f\x12 \n\x1c\x45RROR_CODE_DEADLINE_EXCEEDED\x10\x10\x12\x18\n\x14\x45RROR_CODE_CANCELLED\x10\x11\x12\x1c\n\x18\x45RROR_CODE_ENGINE_FAILED\x10\x12\x12\x1d\n\x19\x45RROR_CODE_DATA_CORRUPTED\x10\x13\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x14\x12\x1e\n\x1a\x45RROR_CODE_QUOTA_EXHAUSTED\x10\x16\x12 \n\x1c\x45RROR_CODE_HEADERS_TOO_LARGE\x10\x17\x12\x1e\n\x1a\x45RROR_CODE_REQUEST_TIMEOUT\x10\x18\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvmesh.v1.errors_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORCODE']._serialized_start=158
-  _globals['_ERRORCODE']._serialized_end=808
+  _globals['_ERRORCODE']._serialized_end=906
   _globals['_ERROR']._serialized_start=37
   _globals['_ERROR']._serialized_end=155
 # @@protoc_insertion_point(module_scope)

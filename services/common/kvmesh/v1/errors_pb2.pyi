@@ -28,6 +28,9 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_ENGINE_FAILED: _ClassVar[ErrorCode]
     ERROR_CODE_DATA_CORRUPTED: _ClassVar[ErrorCode]
     ERROR_CODE_INTERNAL: _ClassVar[ErrorCode]
+    ERROR_CODE_QUOTA_EXHAUSTED: _ClassVar[ErrorCode]
+    ERROR_CODE_HEADERS_TOO_LARGE: _ClassVar[ErrorCode]
+    ERROR_CODE_REQUEST_TIMEOUT: _ClassVar[ErrorCode]
 ERROR_CODE_UNSPECIFIED: ErrorCode
 ERROR_CODE_INVALID_ARGUMENT: ErrorCode
 ERROR_CODE_CONTEXT_LENGTH_EXCEEDED: ErrorCode
@@ -49,6 +52,9 @@ ERROR_CODE_CANCELLED: ErrorCode
 ERROR_CODE_ENGINE_FAILED: ErrorCode
 ERROR_CODE_DATA_CORRUPTED: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
+ERROR_CODE_QUOTA_EXHAUSTED: ErrorCode
+ERROR_CODE_HEADERS_TOO_LARGE: ErrorCode
+ERROR_CODE_REQUEST_TIMEOUT: ErrorCode
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "param", "retryable", "retry_after_ms")

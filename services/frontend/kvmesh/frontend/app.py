@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-import math
-
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.edge import Edge
+from kvmesh.frontend.failures import error_response
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.routes import chat, completions, health, models
+from kvmesh.frontend.keep_alive import KeepAlive
+from kvmesh.frontend.routes import chat, completions, health, models, tokenize
 from kvmesh.frontend.shortcut import Shortcut
+from kvmesh.frontend.tenants.gate import Gate
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _ENDPOINTS = frozenset(
-    ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics")
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/tokenize",
+        "/v1/detokenize",
+        "/health",
+        "/ready",
+        "/metrics",
+    )
 )
 _LOADED = {
     "/v1/chat/completions": chat.create_chat_completion,
     "/v1/completions": completions.create_completion,
 }
-_UNAVAILABLE = 503
+# Headers that pages of other origins may read.
+_EXPOSED = (
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-kvmesh-ignored-params",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for of in ("requests", "tokens")
+        for what in ("limit", "remaining", "reset")
+    ),
+)
 
 
 def build_app(gateway: Gateway) -> ASGIApp:
@@ -38,23 +60,31 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    for part in (chat, completions, models, health):
+    for part in (chat, completions, tokenize, models, health):
         app.include_router(part.router)
-    return Edge(Shortcut(app, _LOADED, _answer_error), _ENDPOINTS)
+    inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
+    if gateway.tenants is not None and gateway.tenants.required:
+        inner = Gate(inner, gateway.tenants)
+    config = gateway.config
+    if config.keepalive_s:
+        inner = KeepAlive(inner, config.keepalive_s)
+    if config.cors.origins:
+        # Outside of the gate: a browser asks for permission without its key.
+        inner = CORSMiddleware(
+            inner,
+            allow_origins=config.cors.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=config.cors.headers,
+            allow_credentials=config.cors.credentials,
+            expose_headers=_EXPOSED,
+            max_age=config.cors.max_age_s,
+        )
+    return Edge(inner, _ENDPOINTS)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KvmeshError)
-    status = error.spec.http
-    headers = {}
-    retry_after_ms = error.retry_after_ms or (1_000 if status == _UNAVAILABLE else 0)
-    if retry_after_ms:
-        headers = {
-            "retry-after": str(math.ceil(retry_after_ms / 1000)),
-            # What OpenAI clients look at first.
-            "retry-after-ms": str(retry_after_ms),
-        }
-    return JSONResponse(error.to_openai(), status, headers)
+    return error_response(error)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.models import Model
+from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.engine_pb2 import SamplingParams
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -32,6 +33,10 @@ class Call:
     priority: int = 0
     # Names of an engine's parameters -> of the client's fields they come from, for errors.
     params: Mapping[str, str] = field(default_factory=dict)
+    # Begins the names of its blocks, so that only requests with the same one share them.
+    cache_salt: str = ""
+    # Reserved before the request is placed, settled when it ends; None: nobody counts.
+    charge: Charge | None = None
 
 
 def new_request_id() -> str:

@@ -9,16 +9,23 @@ from kvmesh.common.config import Config, FrontendConfig
 from kvmesh.frontend.call import Call, bound_output, check_ids, check_prompt
 from kvmesh.frontend.mesh import Mesh
 from kvmesh.frontend.models import Model, Models
+from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
+from kvmesh.frontend.tenants.contract import CALLER, Caller
+from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
+from kvmesh.frontend.tenants.tenants import Tenants
 from kvmesh.v1.engine_pb2 import SamplingParams
 
 
 class Gateway:
     """One a process."""
 
-    def __init__(self, config: Config, models: Models, mesh: Mesh) -> None:
+    def __init__(self, config: Config, models: Models, mesh: Mesh, tenants: Tenants | None = None) -> None:
+        """`tenants` None: no keys are asked for, and no usage is kept."""
         self.config: FrontendConfig = config.frontend
         self.models = models
         self.mesh = mesh
+        self.tenants = tenants
+        self._share_cache = config.tenants.share_cache
 
     def call(
         self,
@@ -38,17 +45,26 @@ class Gateway:
         tenant: str = "",
         priority: int = 0,
         params: Mapping[str, str] | None = None,
+        share: Share = WHOLE,
     ) -> Call:
         """A checked request. `param` names the prompt in the client's words; `sampling` is completed.
 
         `received` is the `time.monotonic` of receipt; `timeout_s`, from then on, may only shorten the
-        configured one. Raises KvmeshError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+        configured one. `tenant` and `priority` are the client's wish; what its key says holds
+        (`kvmesh.frontend.tenants.identity`). `share` is the part of its request that it pays for.
+
+        Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED or PERMISSION_DENIED.
         """
+        caller = CALLER.get()
+        if self.tenants is not None:
+            self.tenants.check_model(caller, self.models.names_of(model))
+        tenant = tenant_of(caller, tenant)
         check_prompt(model, token_ids, param)
         if ids_from_client:
             check_ids(model, token_ids, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")
         check_ids(model, sampling.logit_bias, "logit_bias")
+        said = sampling.HasField("max_new_tokens") or default_output is not None
         bound_output(model, len(token_ids), sampling, default_output)
         received = time.monotonic() if received is None else received
         timeout = self.config.request_timeout_s
@@ -63,6 +79,16 @@ class Gateway:
             policy=policy,
             session_id=session_id,
             tenant=tenant,
-            priority=priority,
+            priority=priority_of(caller, priority),
+            cache_salt="" if self._share_cache else cache_salt_of(tenant),
+            charge=self._charge(caller, model, len(token_ids), sampling.max_new_tokens, said, share),
             params=params or {},
         )
+
+    def _charge(
+        self, caller: Caller, model: Model, prompt_tokens: int, output_tokens: int, said: bool, share: Share
+    ) -> Charge | None:
+        """`said`: by the client, how much output it wants at most."""
+        if self.tenants is None:
+            return None
+        return self.tenants.charge(caller, model.info.name, prompt_tokens, output_tokens, said, share)

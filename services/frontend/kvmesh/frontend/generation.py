@@ -12,6 +12,7 @@ from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
 from kvmesh.frontend.protocol.generation import choice_seed
+from kvmesh.frontend.tenants.charge import Share
 from kvmesh.frontend.text import TextOptions
 from kvmesh.v1.engine_pb2 import SamplingParams
 
@@ -141,6 +142,7 @@ class _Calls:
                     tenant=body.kvmesh.tenant,
                     priority=body.priority(),
                     params=self._params,
+                    share=Share(request=not number, prompt=not choice),
                 )
             )
 

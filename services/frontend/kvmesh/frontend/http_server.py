@@ -11,7 +11,10 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from kvmesh.common.config import FrontendConfig
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.http_protocol import bounded_protocol
+from kvmesh.frontend.tls import Certificate
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
@@ -24,15 +27,17 @@ _BACKLOG = 2048
 class HttpServer:
     """Serves one application. `start`, then `stop` once."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, key: str) -> None:
-        """`key` is the configuration key of the port, for the message that it is taken."""
-        self._host = host
-        self._wanted_port = port
-        self._key = key
+    def __init__(self, app: ASGIApp, config: FrontendConfig) -> None:
+        """Raises KvmeshError(INVALID_ARGUMENT) where its certificate cannot be used."""
+        self._host = config.host
+        self._wanted_port = config.http_port
+        self._shared = config.processes > 1
+        certificate = self._certificate = Certificate(config.tls) if config.tls.cert else None
         self._config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            ssl_context_factory=(lambda *_: certificate.context) if certificate is not None else None,
+            http=bounded_protocol(config.max_header_bytes, config.header_timeout_s, _KEEP_ALIVE_S),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -52,6 +57,8 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self._shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             listener.bind((self._host, self._wanted_port))
             listener.listen(_BACKLOG)
@@ -60,9 +67,11 @@ class HttpServer:
             place, why = f"{self._host}:{self._wanted_port}", (error.strerror or str(error)).lower()
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_UNAVAILABLE,
-                f"cannot listen on {place}: {why}; set `{self._key}` to another port",
+                f"cannot listen on {place}: {why}; set `frontend.http_port` to another port",
             ) from None
         self.port = listener.getsockname()[1]
+        if self._certificate is not None:
+            self._certificate.start()
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http-server")
         await self._server.listening.wait()
         log.info("http listening", address=f"{self._host}:{self.port}")
@@ -73,6 +82,8 @@ class HttpServer:
             self._config.timeout_graceful_shutdown = drain_s  # pyright: ignore[reportAttributeAccessIssue]
             self._server.should_exit = True
             await self._task
+        if self._certificate is not None:
+            await self._certificate.close()
 
 
 class _Server(uvicorn.Server):

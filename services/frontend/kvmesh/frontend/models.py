@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -48,8 +48,10 @@ class Model:
 class Models:
     """Follows discovery. Belongs to one event loop."""
 
-    def __init__(self, discovery: Discovery) -> None:
+    def __init__(self, discovery: Discovery, aliases: Mapping[str, str] | None = None) -> None:
+        """`aliases`: the gateway's own names for models, which are meant by name or their workers' alias."""
         self._discovery = discovery
+        self._aliases = dict(aliases or {})
         self._registered: dict[str, ModelInfo] = {}
         self._usable: dict[str, Model] = {}
         self._created: dict[str, int] = {}
@@ -83,6 +85,11 @@ class Models:
         """The models that can be asked, by name."""
         return [self._usable[name] for name in sorted(self._usable)]
 
+    def names_of(self, model: Model) -> tuple[str, ...]:
+        """What clients may call it, its own name first."""
+        names = (model.info.name, *model.info.aliases)
+        return (*names, *(alias for alias, meant in self._aliases.items() if meant in names))
+
     def resolve(self, name: str) -> Model:
         """The model a client means by a name or alias; empty means `default`.
 
@@ -92,6 +99,7 @@ class Models:
         if model is not None:
             return model
         wanted = name or "default"
+        wanted = self._aliases.get(wanted, wanted)
         matches = [info for info in self._known() if wanted == info.name or wanted in info.aliases]
         for info in matches:
             if info.name in self._usable:
@@ -101,7 +109,7 @@ class Models:
         known = ", ".join(sorted(self._registered))
         raise KvmeshError(
             ErrorCode.ERROR_CODE_MODEL_NOT_FOUND,
-            f"the model {wanted!r} is not served here; served: {known}",
+            f"the model {name or wanted!r} is not served here; served: {known}",
             param="model",
         )
 

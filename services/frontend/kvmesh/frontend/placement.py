@@ -10,7 +10,7 @@ import structlog
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
-from kvmesh.core import hash_tokens
+from kvmesh.core import hash_tokens, namespace_seed
 from kvmesh.frontend.call import Call
 from kvmesh.frontend.leases import HeldLease, Leases
 from kvmesh.frontend.placement_fallback import POLICY, FallbackPlacement
@@ -80,10 +80,11 @@ class Placer:
     async def _route(self, call: Call, excluded: Collection[str], left: float) -> Routed:
         """`left` are the seconds until the call's deadline."""
         kv = call.model.kv
+        namespace = namespace_seed(cache_salt=call.cache_salt) if call.cache_salt else kv.namespace
         request = RouteRequest(
             request_id=call.request_id,
             model=call.model.info.name,
-            block_hashes=hash_tokens(call.token_ids, kv.page_size, kv.namespace).tolist(),
+            block_hashes=hash_tokens(call.token_ids, kv.page_size, namespace).tolist(),
             prompt_tokens=len(call.token_ids),
             max_new_tokens=call.sampling.max_new_tokens,
             tenant=call.tenant,

@@ -12,6 +12,7 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.attempt import Attempt, Output
 from kvmesh.frontend.call import Call
 from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -66,6 +67,8 @@ class Session:
 
     async def start(self) -> None:
         """Return when the first tokens are there. Raises KvmeshError; nothing is left running then."""
+        if self.call.charge is not None:
+            await self.call.charge.reserve()
         excluded: list[str] = []
         failure: KvmeshError | None = None
         for _ in range(_MAX_ATTEMPTS):
@@ -138,6 +141,8 @@ class Session:
         self._end_attempt()
         if self.started:
             self._count()
+        if self.call.charge is not None:
+            self._settle(self.call.charge)
 
     def _on_deadline(self) -> None:
         waited = time.monotonic() - self.call.received
@@ -180,6 +185,7 @@ class Session:
             sampling=call.sampling,
             bootstrap=placement.bootstrap if placement.HasField("bootstrap") else None,
             priority=call.priority,
+            cache_salt=call.cache_salt,
             timeout_ms=max(1, int((call.deadline - time.monotonic()) * 1000)),
             traceparent=telemetry.current_traceparent(),
         )
@@ -199,6 +205,13 @@ class Session:
         cached = self.attempt.cached
         for tier in ("device", "host", "nvme", "network"):
             self._metrics.cached_tokens.labels(tier).inc(getattr(cached, tier))
+
+    def _settle(self, charge: Charge) -> None:
+        cached = 0
+        if self.started:
+            tiers = self.attempt.cached
+            cached = tiers.device + tiers.host + tiers.nvme + tiers.network
+        charge.settle(started=self.started, output_tokens=self.output_tokens, cached_tokens=cached)
 
     def _record_first(self, attempt: Attempt) -> None:
         if attempt.first_at:

@@ -43,9 +43,13 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
 
-    async def encode(self, text: str) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens the model wants around it."""
-        return await _run(len(text), self._encode, text, True)
+    async def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a plain prompt, if `special` with the special tokens the model wants around it."""
+        return await _run(len(text), self._encode, text, special)
+
+    async def decode(self, token_ids: list[int], skip_special: bool) -> str:
+        """The text of token ids; bytes that are no UTF-8 are replaced."""
+        return await _run(len(token_ids), self._decode, token_ids, skip_special)
 
     async def encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins or goes on.
@@ -63,6 +67,9 @@ class Tokenizer:
             )
         size = sum(len(message["content"]) for message in messages)
         return await _run(size, self._encode_chat, messages, template_args)
+
+    def _decode(self, token_ids: list[int], skip_special: bool) -> str:
+        return self.fast.decode(token_ids, skip_special_tokens=skip_special)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         return self.fast.encode(text, add_special_tokens=special).ids

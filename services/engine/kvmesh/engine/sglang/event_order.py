@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from kvmesh.engine.contract import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
+from kvmesh.engine.sglang.salted_names import SaltedNames
 
 _DEVICE = (None, "GPU")
 _U64 = (1 << 64) - 1
@@ -22,6 +23,10 @@ class BlockStored(msgspec.Struct, tag=True, gc=False):
     block_hashes: list[int]
     parent_block_hash: int | None = None
     medium: str | None = None
+    # Only salted blocks are named anew, from their tokens; others' are not worth decoding.
+    token_ids: msgspec.Raw = msgspec.Raw(b"")
+    block_size: int = 0
+    cache_salt: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, tag=True, gc=False):
@@ -39,19 +44,31 @@ class _Batch(msgspec.Struct, array_like=True, gc=False):
 
 
 _decode = msgspec.msgpack.Decoder(_Batch).decode
+_decode_tokens = msgspec.msgpack.Decoder(list[int]).decode
 
 
-def translate(payload: bytes) -> list[KvEvent]:
-    """One published batch: the device tier's changes, with hashes as unsigned 64-bit numbers."""
+def translate(payload: bytes, names: SaltedNames) -> list[KvEvent]:
+    """One published batch: the device tier's changes in the mesh's hashes, unsigned 64-bit numbers.
+
+    Salted blocks that cannot be named are left out.
+    """
     events: list[KvEvent] = []
     for event in _decode(payload).events:
         match event:
             case BlockStored(hashes, parent, medium) if medium in _DEVICE:
+                unsigned = [h & _U64 for h in hashes]
                 first = None if parent is None else parent & _U64
-                events.append(BlocksStored([h & _U64 for h in hashes], first))
+                if event.cache_salt is not None:
+                    tokens = _decode_tokens(event.token_ids)
+                    named = names.stored(unsigned, first, tokens, event.block_size, event.cache_salt)
+                    if named is None:
+                        continue
+                    unsigned, first = named
+                events.append(BlocksStored(unsigned, first))
             case BlockRemoved(hashes, medium) if medium in _DEVICE:
-                events.append(BlocksRemoved([h & _U64 for h in hashes]))
+                events.append(BlocksRemoved(names.removed([h & _U64 for h in hashes])))
             case AllBlocksCleared():
+                names.cleared()
                 events.append(BlocksCleared())
     return events
 
@@ -66,6 +83,7 @@ class EventOrder:
     def __init__(self, ask: Callable[[int], None], emit: Callable[[list[KvEvent]], None]) -> None:
         self._ask = ask
         self._emit = emit
+        self._names = SaltedNames()
         self._next = 0
         # The batch before the next.
         self._last = b""
@@ -115,6 +133,7 @@ class EventOrder:
             first = min(self._early)
             self.lost += first - self._next
             self._next = first
+            self._names.cleared()
             self._emit([BlocksCleared("lost")])
             self._drain()
         if self._early or self._restarted:
@@ -134,7 +153,7 @@ class EventOrder:
         while not self._doubted and (payload := self._early.pop(self._next, None)) is not None:
             self._next += 1
             self._last = payload
-            self._emit(translate(payload))
+            self._emit(translate(payload, self._names))
 
     def _restart(self) -> None:
         self.restarts += 1
@@ -144,4 +163,5 @@ class EventOrder:
         self._next = 0
         self._last = b""
         self._hopeless = range(0)
+        self._names.cleared()
         self._emit([BlocksCleared("restart")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import ClientDisconnect, Request
 
 from kvmesh.common.errors import KvmeshError
@@ -9,7 +11,20 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises KvmeshError(PAYLOAD_TOO_LARGE) once it is known to exceed `limit` bytes."""
+    """The whole body. Raises KvmeshError: PAYLOAD_TOO_LARGE once it is known to exceed `limit` bytes,
+    REQUEST_TIMEOUT when it is not whole in time (`frontend.body_timeout_s`)."""
+    seconds = request.app.state.gateway.config.body_timeout_s
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_REQUEST_TIMEOUT,
+            f"the request's body was not complete within {seconds:g} s; send it again",
+        ) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
+from kvmesh.frontend.tenants.contract import CALLER
 
 router = APIRouter()
 
@@ -18,19 +19,28 @@ router = APIRouter()
 async def list_models(request: Request) -> Response:
     """The models that can be asked now."""
     gateway: Gateway = request.app.state.gateway
-    data = [_model_json(model) for model in gateway.models.usable()]
+    data = [_model_json(gateway, model) for model in gateway.models.usable() if _may_ask(gateway, model)]
     return JSONResponse({"object": "list", "data": data})
 
 
 # Hugging Face ids contain a slash.
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
-    """One model, by name or alias."""
+    """One model, by name or alias: how long its context is, and what it can be asked."""
     gateway: Gateway = request.app.state.gateway
-    return JSONResponse(_model_json(gateway.models.resolve(name)))
+    model = gateway.models.resolve(name)
+    if gateway.tenants is not None:
+        gateway.tenants.check_model(CALLER.get(), gateway.models.names_of(model))
+    return JSONResponse(_model_json(gateway, model))
 
 
-def _model_json(model: Model) -> dict[str, Any]:
+def _may_ask(gateway: Gateway, model: Model) -> bool:
+    key = CALLER.get().key
+    return key is None or key.allows(gateway.models.names_of(model))
+
+
+def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
+    chat = model.tokenizer.has_chat_template
     return {
         "id": model.info.name,
         "object": "model",
@@ -38,5 +48,8 @@ def _model_json(model: Model) -> dict[str, Any]:
         "owned_by": "kvmesh",
         # Named as by vLLM and SGLang, whose clients look for it.
         "max_model_len": model.info.context_length,
-        "aliases": list(model.info.aliases),
+        "context_length": model.info.context_length,
+        "vocab_size": model.info.vocab_size,
+        "aliases": list(gateway.models.names_of(model)[1:]),
+        "capabilities": {"chat": chat, "completions": True, "tokenize": True, "streaming": True},
     }

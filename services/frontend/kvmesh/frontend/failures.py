@@ -1,0 +1,32 @@
+"""A failure as an HTTP response: OpenAI's body, and when to try again."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.responses import JSONResponse
+
+from kvmesh.common.errors import KvmeshError
+
+_UNAVAILABLE = 503
+_UNAUTHORIZED = 401
+_TOO_MANY = 429
+
+
+def error_response(error: KvmeshError) -> JSONResponse:
+    """Also for errors before the application; never has anything but the error's own words."""
+    status = error.spec.http
+    headers = {}
+    retry_after_ms = error.retry_after_ms or (1_000 if status == _UNAVAILABLE else 0)
+    if retry_after_ms:
+        headers = {
+            "retry-after": str(math.ceil(retry_after_ms / 1000)),
+            # What OpenAI clients look at first.
+            "retry-after-ms": str(retry_after_ms),
+        }
+    if status == _TOO_MANY and not error.retryable:
+        # OpenAI clients would send every 429 again, soon.
+        headers["x-should-retry"] = "false"
+    if status == _UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error.to_openai(), status, headers)

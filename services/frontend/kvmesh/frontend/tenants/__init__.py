@@ -1,0 +1,1 @@
+"""Who asks, what they may, what they have used: keys, limits shared by all frontends, usage."""

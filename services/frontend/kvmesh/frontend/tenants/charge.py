@@ -1,0 +1,52 @@
+"""What one answer costs its tenant: reserved before it is placed, settled by what it used."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from kvmesh.frontend.tenants.ledger import Amounts
+from kvmesh.frontend.tenants.usage import Used
+
+
+class Share(NamedTuple):
+    """What of its request an answer pays for: further choices of a prompt pay for their output alone."""
+
+    request: bool
+    prompt: bool
+
+
+WHOLE = Share(request=True, prompt=True)
+
+
+class Charge:
+    __slots__ = ("_prompt_tokens", "_reserved", "_settle", "_share", "_take", "_wanted")
+
+    def __init__(
+        self,
+        take: Callable[[Amounts], Awaitable[None]],
+        settle: Callable[[int, Used], None],
+        share: Share,
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """`take` charges or raises; `settle` gets what was not used of it (negative: more was), and usage."""
+        self._take = take
+        self._settle = settle
+        self._share = share
+        self._prompt_tokens = prompt_tokens if share.prompt else 0
+        self._wanted = self._prompt_tokens + output_tokens
+        self._reserved = 0
+
+    async def reserve(self) -> None:
+        """Raises KvmeshError: RATE_LIMITED or QUOTA_EXHAUSTED; then nothing is charged."""
+        await self._take({"tokens": self._wanted, "month": self._wanted})
+        self._reserved = self._wanted
+
+    def settle(self, *, started: bool, output_tokens: int, cached_tokens: int) -> None:
+        """The answer is over, with so many tokens; one that never had any costs nothing. Call it once."""
+        used = Used()
+        if started:
+            prompt = self._prompt_tokens
+            used = Used(int(self._share.request), prompt, min(cached_tokens, prompt), output_tokens)
+        self._settle(self._reserved - used.prompt_tokens - used.output_tokens, used)

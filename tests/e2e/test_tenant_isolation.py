@@ -1,0 +1,83 @@
+"""One tenant's cached blocks are no other's, in the device and below, and no placement knows better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from fixtures.mesh import Mesh, wait_for
+
+
+def complete(mesh: Mesh, prompt: list[int], tenant: str) -> dict[str, Any]:
+    body = {
+        "model": "default",
+        "prompt": prompt,
+        "temperature": 0,
+        "max_tokens": 8,
+        "kvmesh": {"explain": True, "tenant": tenant},
+    }
+    answer = httpx.post(f"{mesh.url}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def cached(answer: dict[str, Any], tier: str = "") -> int:
+    tokens = answer["kvmesh"]["cached_tokens"]
+    return tokens[tier] if tier else sum(tokens.values())
+
+
+def expected(answer: dict[str, Any], tier: str = "") -> int:
+    """What the router knew of the prompt, on its best candidate."""
+
+    def of(candidate: dict[str, Any]) -> int:
+        return candidate["cached_tokens"][tier] if tier else sum(candidate["cached_tokens"].values())
+
+    return max(of(candidate) for candidate in answer["kvmesh"]["candidates"])
+
+
+def test_mock_engines_share_within_a_tenant_only(mock_mesh: Mesh) -> None:
+    prompt = [3_000 + (position * 37) % 9_000 for position in range(405)]
+    assert cached(complete(mock_mesh, prompt, "acme")) == 0
+    wait_for(lambda: cached(complete(mock_mesh, prompt, "acme")) >= 384, 20, "the tenant's own hit")
+    wait_for(lambda: expected(complete(mock_mesh, prompt, "acme")) >= 384, 20, "the index to know it")
+    for stranger in ("rival", ""):
+        answer = complete(mock_mesh, prompt, stranger)
+        assert cached(answer) == 0
+        assert expected(answer) == 0
+
+
+@pytest.mark.sglang
+@pytest.mark.timeout(600)
+def test_sglang_and_the_store_share_within_a_tenant_only(small_mesh: Mesh) -> None:
+    mesh = small_mesh
+    (worker,) = mesh.workers().values()
+    page = worker["page_size"]
+    prompt = [7_000 + (position * 43) % 9_000 for position in range(25 * page + 5)]
+
+    def host_blocks() -> int:
+        tiers = {tier["tier"]: tier for store in mesh.status()["kvbm"] for tier in store["tiers"]}
+        return tiers["host"]["blocks"]
+
+    before = host_blocks()
+    first = complete(mesh, prompt, "acme")
+    assert cached(first) == 0
+    assert cached(complete(mesh, prompt, "acme"), "device") >= 24 * page
+    wait_for(lambda: host_blocks() >= before + 25, 20, "the prefix to be offloaded")
+    stranger = complete(mesh, prompt, "rival")
+    assert cached(stranger) == 0
+    assert expected(stranger) == 0
+    assert stranger["choices"][0]["text"] == first["choices"][0]["text"]
+
+    for number in range(worker["blocks_total"] * page // 700 + 2):
+        complete(mesh, [14_000 + number * 997 + (position * 53) % 20_000 for position in range(700)], "noise")
+    # What the router expects of the host tier is what the engine then finds there: one chain in both.
+    back = complete(mesh, prompt, "acme")
+    assert cached(back, "host") >= 24 * page
+    assert expected(back, "host") >= 24 * page
+    assert back["choices"][0]["text"] == first["choices"][0]["text"]
+    nobody = complete(mesh, prompt, "")
+    assert cached(nobody) == 0
+    assert expected(nobody) == 0
+    assert mesh.command("index", "verify", check=False).returncode == 0
