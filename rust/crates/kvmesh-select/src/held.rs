@@ -21,6 +21,8 @@ pub struct Held {
     /// When it is refused, should it not have been placed; and why.
     pub latest: f64,
     pub why: Reason,
+    /// Placements of more urgent ones that it let pass.
+    pub passed: u32,
 }
 
 /// Requests in order of arrival, and how many leading blocks each two share.
@@ -99,6 +101,8 @@ impl Waitlist {
 /// The waitlist against the workers that can compute prompts, for [`crate::plan`].
 pub struct Sheet<'a, F> {
     pub waitlist: &'a Waitlist,
+    /// Where the plan's requests are in it.
+    pub items: &'a [usize],
     pub now: f64,
     pub columns: usize,
     /// Item by item.
@@ -117,7 +121,7 @@ impl<F: Fn(usize, usize, u32) -> Own> Table for Sheet<'_, F> {
     }
 
     fn waited(&self, item: usize) -> f64 {
-        self.now - self.waitlist.get(item).counted
+        self.now - self.waitlist.get(self.items[item]).counted
     }
 
     fn pass(&self, column: usize) -> Own {
@@ -133,6 +137,6 @@ impl<F: Fn(usize, usize, u32) -> Own> Table for Sheet<'_, F> {
     }
 
     fn shared(&self, a: usize, b: usize) -> u32 {
-        self.waitlist.shared(a, b)
+        self.waitlist.shared(self.items[a], self.items[b])
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     worker::Worker,
 };
 
-/// Requests held at most; the oldest of more is placed where it costs least.
+/// Requests held at most; of more the oldest of the most urgent is placed where it costs least.
 const MOST_HELD: usize = 48;
 /// Requests times workers in one plan at most, so that a plan stays quick on large clusters.
 const MOST_ENTRIES: usize = 2_048;
@@ -68,17 +68,22 @@ impl Selector {
         if self.gathering.is_none() {
             self.gathering = Some(context.now + self.config.gather_ms);
         }
+        let aging = self.config.admission.aging;
         while self.waitlist.len() > self.most_held() {
-            let oldest = self.waitlist.remove(0);
-            self.candidates(&oldest.request, PolicyName::Kv, context);
+            let Some((urgency, at)) = self.waitlist.first(aging) else {
+                break;
+            };
+            let first = self.waitlist.remove(at);
+            self.candidates(&first.request, PolicyName::Kv, context);
             if self.scratch.candidates.is_empty() {
                 // Its workers left meanwhile; it waits for others.
-                self.waitlist.push(oldest);
+                self.waitlist.push(first);
                 break;
             }
-            let at = self.choose(&oldest.request, PolicyName::Kv, false, context);
+            let at = self.choose(&first.request, PolicyName::Kv, false, context);
             let winner = self.scratch.candidates[at];
-            self.dispatch(oldest, winner, false, context);
+            self.dispatch(first, winner, false, context);
+            self.waitlist.let_pass(urgency, 1, aging);
         }
     }
 
@@ -100,16 +105,27 @@ impl Selector {
             return;
         }
         self.gathering = None;
-        while !self.waitlist.is_empty() && self.any_free(context.now) {
-            let firsts = match self.waitlist.len() {
-                1 => self.plan_one(context),
-                _ => self.plan(context),
-            };
-            if firsts.is_empty() {
+        let aging = self.config.admission.aging;
+        while self.any_free(context.now) {
+            let Some((urgency, firsts)) = self.firsts(context) else {
                 return;
-            }
+            };
+            let placed = firsts.len() as u32;
             self.begin(firsts, context);
+            self.waitlist.let_pass(urgency, placed, aging);
         }
+    }
+
+    /// What free workers should begin with, of the most urgent class for which that is anything; and how urgent it is.
+    fn firsts(&mut self, context: &mut Context<'_>) -> Option<(i32, Vec<(usize, Candidate)>)> {
+        let classes = self.waitlist.classes(self.config.admission.aging);
+        classes.into_iter().find_map(|(urgency, items)| {
+            let firsts = match items[..] {
+                [item] => self.plan_one(item, context),
+                _ => self.plan(&items, context),
+            };
+            (!firsts.is_empty()).then_some((urgency, firsts))
+        })
     }
 
     /// Places requests by their positions in the waitlist; those of one worker follow each other and share a pass.
@@ -153,9 +169,9 @@ impl Selector {
             .any(|worker| worker.queue.backlog_ms(now) <= SLACK_MS)
     }
 
-    /// As [`Self::plan`] does, for a request that waits alone: where it costs least, if that worker is free.
-    fn plan_one(&mut self, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
-        let request = std::mem::take(&mut self.waitlist.get_mut(0).request);
+    /// As [`Self::plan`] does, for a request alone in its class: where it costs least, if that worker is free.
+    fn plan_one(&mut self, item: usize, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+        let request = std::mem::take(&mut self.waitlist.get_mut(item).request);
         self.candidates(&request, PolicyName::Kv, context);
         let mut first = Vec::new();
         if !self.scratch.candidates.is_empty() {
@@ -163,32 +179,32 @@ impl Selector {
             let winner = self.scratch.candidates[at];
             let worker = self.worker(winner.prefill);
             if worker.is_some_and(|worker| worker.queue.backlog_ms(context.now) <= SLACK_MS) {
-                first.push((0, winner));
+                first.push((item, winner));
             }
         }
-        self.waitlist.get_mut(0).request = request;
+        self.waitlist.get_mut(item).request = request;
         first
     }
 
-    /// What each free worker should begin with: positions in the waitlist, with their candidates.
-    fn plan(&mut self, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+    /// What each free worker should begin with of a class: positions in the waitlist, with their candidates.
+    fn plan(&mut self, class: &[usize], context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
         let mut columns: Vec<WorkerId> = self.prefilling().map(|worker| worker.id).collect();
         // Of equal workers a plan takes the first.
         columns.shuffle(&mut *context.chance);
         let numbers = columns.iter().enumerate().map(|(column, &id)| (id, column));
         let numbers: FxHashMap<WorkerId, usize> = numbers.collect();
-        let items = self.waitlist.len();
+        let items = class.len();
         let mut entries = vec![Entry::NOWHERE; items * columns.len()];
         let mut table: Vec<Option<Candidate>> = vec![None; items * columns.len()];
-        for item in 0..items {
-            let request = std::mem::take(&mut self.waitlist.get_mut(item).request);
+        for (item, &position) in class.iter().enumerate() {
+            let request = std::mem::take(&mut self.waitlist.get_mut(position).request);
             self.candidates(&request, PolicyName::Kv, context);
             for candidate in &self.scratch.candidates {
                 let at = item * columns.len() + numbers[&candidate.prefill];
                 entries[at] = Entry::of(candidate, request.prompt_tokens, self.config.block_tokens);
                 table[at] = Some(*candidate);
             }
-            self.waitlist.get_mut(item).request = request;
+            self.waitlist.get_mut(position).request = request;
         }
         let seats: Vec<Seat<'_>> = columns
             .iter()
@@ -199,7 +215,7 @@ impl Selector {
             })
             .collect();
         let own = |item: usize, column: usize, cached: u32| {
-            let prompt = self.waitlist.get(item).request.prompt_tokens;
+            let prompt = self.waitlist.get(class[item]).request.prompt_tokens;
             let cached = Cached::of([cached; 4], prompt, self.config.block_tokens);
             let seat = &seats[column];
             let work = Work::of(cached.uncached, cached.total(), seat.worker.pass_tokens);
@@ -210,6 +226,7 @@ impl Selector {
         };
         let sheet = Sheet {
             waitlist: &self.waitlist,
+            items: class,
             now: context.now,
             columns: columns.len(),
             entries,
@@ -234,7 +251,10 @@ impl Selector {
         let mut firsts = Vec::new();
         for (column, pass) in passes.iter().enumerate() {
             if backlogs[column] <= SLACK_MS {
-                let candidate = |&item: &usize| Some((item, table[item * columns.len() + column]?));
+                let candidate = |&item: &usize| {
+                    let candidate = table[item * columns.len() + column]?;
+                    Some((class[item], candidate))
+                };
                 firsts.extend(pass.iter().filter_map(candidate));
             }
         }

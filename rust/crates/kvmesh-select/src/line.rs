@@ -148,11 +148,14 @@ impl Line {
         // Of equals the most urgent, which comes first.
         let longest = overdue.min_by_key(|(_, class)| Reverse(class.passed));
         let chosen = *longest.or_else(|| self.classes.iter().next())?.0;
+        let passed = self.classes.get(&chosen)?.passed;
         for (name, class) in &mut self.classes {
             class.passed = if *name == chosen { 0 } else { class.passed + 1 };
         }
         let id = self.classes.get_mut(&chosen)?.next(bounds)?;
-        self.remove(id)
+        let held = self.remove(id)?;
+        // Whose turn it is here must not be passed over again by a plan.
+        Some(Held { passed, ..held })
     }
 
     /// Takes a request out; None if it does not wait.

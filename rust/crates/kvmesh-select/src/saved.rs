@@ -6,18 +6,9 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    drain::Drain,
-    eviction::Returns,
-    held::Waitlist,
-    line::Line,
-    policy::PolicyName,
-    rates::ClassRates,
-    reports::Errors,
-    selector::{Config, Selector},
-    slots::Leases,
-    speculation::Speculation,
-    tail::Tail,
-    worker::Worker,
+    config::Config, drain::Drain, eviction::Returns, held::Waitlist, line::Line,
+    policy::PolicyName, rates::ClassRates, reports::Errors, selector::Selector, slots::Leases,
+    speculation::Speculation, tail::Tail, worker::Worker,
 };
 
 /// Borrowed when a selector is saved, owned when one is made of it.
