@@ -216,7 +216,7 @@ async def test_a_placement_tells_the_store_what_will_be_asked_for(
         placed = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))
         assert placed.expected.cached.nvme == 32
         await promoted(stub, 32)
-        router.routing.end(placed.lease.id)
+        router.routing.leases.end(placed.lease.id)
         # All are in memory now: nothing is left to be told.
         await eventually(lambda: feed.blocks_of("kvbm-0") == 64)
         again = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))

@@ -306,11 +306,11 @@ async def test_a_restarted_worker_is_empty(router: Router) -> None:
 async def test_leases_of_a_caller_that_is_gone_end_soon(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmesh.router.routing.ORPHANED_S", 0.0)
+    monkeypatch.setattr("kvmesh.router.leases.ORPHANED_S", 0.0)
     router.put(worker_info("a"))
     leases = [(await router.route(request(policy="random"))).lease.id for _ in range(2)]
     waiting = await router.ask(request(tokens=1000))
-    router.routing.orphan(leases)
+    router.routing.leases.orphan(leases)
     router.now += 1.0
     # This one's holder has come back.
     assert router.report(leases[0], prefill_done=True)
@@ -324,8 +324,8 @@ async def test_leases_of_a_caller_that_is_gone_end_soon(
 async def test_the_timer_places_and_reclaims_by_itself() -> None:
     router = Router(lease_ttl_s=0.3)
     loop = asyncio.get_running_loop()
-    router.routing._clock = loop.time
-    router.routing._began = loop.time()
+    router.routing.turns.clock = loop.time
+    router.routing.turns.began = loop.time()
     router.service.start()
     router.put(worker_info("a"))
     await router.route(request([1], tokens=1000))

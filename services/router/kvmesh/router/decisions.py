@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmesh.core import TERMS, Placed
+from kvmesh.router.model import Model
 from kvmesh.v1 import common_pb2, router_pb2
 
 # Decisions of one request: it is placed again where a worker failed.
@@ -26,6 +28,13 @@ class Decision:
     worker_name: Callable[[int], str]
     # Real milliseconds from the placement to the first token; 0 until known.
     actual_ttft_ms: float = 0.0
+
+    @classmethod
+    def of(cls, request: router_pb2.RouteRequest, model: Model, placed: Placed) -> Decision:
+        """Made now."""
+        return cls(
+            request.request_id, model.name, time.time(), request.prompt_tokens, placed, model.worker_name
+        )
 
     def to_proto(self) -> router_pb2.Decision:
         placed = self.placed

@@ -95,7 +95,7 @@ class Model:
             tenant=stable_hash(request.tenant) if request.tenant else 0,
             priority=request.priority,
             deadline=now + request.deadline_ms if 0 < request.deadline_ms < FAR_MS else None,
-            exclude=[self._members[i].id for i in request.exclude_worker_ids if i in self._members],
+            exclude=self._known(request.exclude_worker_ids),
             policy=policy,
             explain=request.explain or len(self._members) <= EXPLAINED,
             name=request.request_id,
@@ -186,6 +186,10 @@ class Model:
             error_ms=absolute / max(count, 1),
             actual_ms=actual / max(count, 1),
         )
+
+    def _known(self, worker_ids: Iterable[str]) -> list[int]:
+        """Those of them that are there."""
+        return [self._members[worker_id].id for worker_id in worker_ids if worker_id in self._members]
 
     def _add(self, info: WorkerInfo) -> None:
         pool = self._pools.setdefault(_pool(info), len(self._pools))

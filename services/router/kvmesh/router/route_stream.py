@@ -57,7 +57,7 @@ class RouteStream:
             raise invalid("the message is not a RouteStreamRequest") from None
         # Ends free what the routes may take.
         if request.reports:
-            self._routing.report(request.reports)
+            self._routing.leases.report(request.reports)
             self._leases.difference_update(report.lease_id for report in request.reports if report.ended)
         for number in request.cancels:
             if number in self._waiting:
@@ -82,9 +82,9 @@ class RouteStream:
         for answer in self._answers:
             if answer.HasField("response"):
                 self._leases.discard(answer.response.lease.id)
-                self._routing.end(answer.response.lease.id)
+                self._routing.leases.end(answer.response.lease.id)
         self._answers.clear()
-        self._routing.orphan(self._leases)
+        self._routing.leases.orphan(self._leases)
         self._leases.clear()
         if self._telling is not None:
             self._telling.cancel()

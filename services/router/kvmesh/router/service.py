@@ -61,7 +61,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def Report(
         self, request: router_pb2.ReportRequest, context: grpc.aio.ServicerContext
     ) -> router_pb2.ReportResponse:
-        return router_pb2.ReportResponse(unknown_lease_ids=self.routing.report(request.reports))
+        return router_pb2.ReportResponse(unknown_lease_ids=self.routing.leases.report(request.reports))
 
     async def GetState(
         self, request: router_pb2.GetStateRequest, context: grpc.aio.ServicerContext
@@ -110,7 +110,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             return await asyncio.shield(placed)
         except asyncio.CancelledError:
             if not self.routing.cancel(number) and placed.exception() is None:
-                self.routing.end(placed.result().lease.id)
+                self.routing.leases.end(placed.result().lease.id)
             raise
 
     def state(self) -> router_pb2.GetStateResponse:
@@ -129,7 +129,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 forgotten_total=stats["forgotten"],
             ),
             holders=self._feed.holders(),
-            leases=routing.leases,
+            leases=routing.live,
             leases_expired_total=sum(model.selector.expired for model in routing.models.values()),
             held=routing.held,
             bus_connected=self._bus.connected,

@@ -1,0 +1,30 @@
+"""Placements as metrics."""
+
+from __future__ import annotations
+
+from kvmesh.common.metrics import RouterMetrics
+from kvmesh.core import Placed
+from kvmesh.v1.common_pb2 import CachedTokens
+
+TIERS = ("device", "host", "nvme", "network")
+
+
+def count_placed(metrics: RouterMetrics, prompt_tokens: int, placed: Placed, cached: CachedTokens) -> None:
+    mode = "aggregated" if placed.prefill == placed.decode else "disaggregated"
+    metrics.placements.labels(placed.policy, mode).inc()
+    metrics.waited.observe(placed.held_ms / 1000)
+    metrics.prompt_tokens.inc(prompt_tokens)
+    for tier in TIERS:
+        if tokens := getattr(cached, tier):
+            metrics.cached_tokens.labels(tier).inc(tokens)
+
+
+def count_shadows(metrics: RouterMetrics, placed: Placed) -> None:
+    """What policies that look on would have done."""
+    made = placed.prefill, placed.decode
+    for policy, prefill, decode, cost, ttft, live_cost, live_ttft in placed.shadows():
+        choice = "same" if (prefill, decode) == made else "other"
+        metrics.shadow_placements.labels(policy, choice).inc()
+        for of, cost_ms, ttft_ms in (("shadow", cost, ttft), ("live", live_cost, live_ttft)):
+            metrics.shadow_cost.labels(policy, of).inc(cost_ms / 1000)
+            metrics.shadow_ttft.labels(policy, of).inc(ttft_ms / 1000)
