@@ -37,6 +37,7 @@ from kvmesh.v1.router_pb2 import (
     ReportRequest,
     RouteRequest,
     RouteResponse,
+    SelectRequest,
 )
 from kvmesh.v1.router_pb2_grpc import RouterServiceStub
 
@@ -206,6 +207,38 @@ async def test_a_split_request_from_route_to_end(mesh: Mesh) -> None:
     state = await mesh.until(lambda s: s.leases == 0)
     assert state.leases_expired_total == 1
     assert all(not (w.leases or w.queued_prefill_tokens or w.active_blocks) for w in state.workers)
+
+
+async def test_a_selection_takes_nothing_out(mesh: Mesh) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        await mesh.router.Select(SelectRequest(), wait_for_ready=True, timeout=60)
+    assert KvmeshError.from_rpc(caught.value, "router").code == ErrorCode.ERROR_CODE_NO_WORKER_READY
+    await mesh.register(worker_info("prefill-0", Role.ROLE_PREFILL))
+    await mesh.register(worker_info("decode-0", Role.ROLE_DECODE))
+    await mesh.until(lambda s: ids(s) == {"prefill-0", "decode-0"})
+    with pytest.raises(grpc.RpcError) as caught:
+        await mesh.router.Select(SelectRequest(route=RouteRequest(policy="best")))
+    assert KvmeshError.from_rpc(caught.value, "router").code == ErrorCode.ERROR_CODE_INVALID_ARGUMENT
+    route = RouteRequest(request_id="r", block_hashes=[1, 2], prompt_tokens=40, explain=True)
+    selected = [await mesh.router.Select(SelectRequest(route=route)) for _ in range(3)]
+    state = await mesh.state()
+    assert not state.leases
+    assert not any(worker.queued_prefill_tokens or worker.active_blocks for worker in state.workers)
+    with pytest.raises(grpc.RpcError):
+        await mesh.router.Explain(ExplainRequest(request_id="r"))
+    placed = await mesh.router.Route(route)
+    assert len({one.placement.bootstrap.room for one in [*selected, placed]}) == 4
+    for one in selected:
+        assert one.placement.prefill == placed.placement.prefill
+        assert one.placement.decode == placed.placement.decode
+        assert one.expected == placed.expected
+        assert list(one.candidates) == list(placed.candidates)
+        assert one.policy == "kv"
+        assert one.predicted_ttft_ms > 0
+    # The worker is busy now: a route would wait, a selection does not.
+    again = await mesh.router.Select(SelectRequest(route=route))
+    assert again.expected.cached.device == 2 * PAGE_SIZE
+    assert again.candidates[0].terms["queue"] > 0
 
 
 async def test_a_router_explains_itself_and_is_changed(mesh: Mesh) -> None:

@@ -70,6 +70,29 @@ async def test_what_was_logged_is_decided_again(tmp_path: Path) -> None:
     assert asked["differ"] > 0
 
 
+@pytest.mark.parametrize("policy", ["kv", "round-robin", "random"])
+async def test_selections_change_no_decision_and_are_not_logged(tmp_path: Path, policy: str) -> None:
+    async def placements(path: Path, selections: int) -> list[str]:
+        router = logging(path, policy=policy)
+        router.put(worker_info("a"), worker_info("b"), worker_info("c"))
+        placed = []
+        for number in range(30):
+            asked = request([number % 3, number], 40, request_id=f"r{number}")
+            selected = [router.routing.select(asked) for _ in range(selections)]
+            response = await router.route(asked)
+            placed.append(response.placement.decode.id)
+            if policy == "round-robin":
+                assert {one.placement.decode.id for one in selected} <= {placed[-1]}
+            router.now += 0.05
+            router.report(response.lease.id, prefill_done=True, output_tokens=1, ended=number % 2 == 0)
+        router.routing.close()
+        (report,) = json.loads(replay(path))
+        assert (report["decisions"], report["same"]) == (30, 30)
+        return placed
+
+    assert await placements(tmp_path / "asked", 3) == await placements(tmp_path / "plain", 0)
+
+
 async def test_no_prompt_and_no_other_secret_is_in_it(tmp_path: Path) -> None:
     router = logging(tmp_path)
     router.put(worker_info("a"))

@@ -1,7 +1,8 @@
 //! A selector and all that it needs, every call of which can be written and made again.
 
 use kvmesh_select::{
-    Context, Lookup, Placed, Policy, PolicyName, Progress, Refused, Selector, Shadow, WorkerId,
+    Context, Lookup, NoWorker, Placed, Policy, PolicyName, Progress, Refused, Request, Selector,
+    Shadow, WorkerId,
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rustc_hash::FxHashMap;
@@ -31,6 +32,8 @@ pub struct Driver<L> {
     /// Where cached prefixes are.
     pub lookup: L,
     chance: ChaCha8Rng,
+    /// Of selections, which are not in the log.
+    aside: ChaCha8Rng,
     /// Placements since they were last taken.
     pub placed: Vec<Placed>,
     /// Refusals since they were last taken.
@@ -49,7 +52,10 @@ impl<L: Lookup> Driver<L> {
     }
 
     pub(crate) fn with(selector: Selector, lookup: L, chance: ChaCha8Rng) -> Self {
+        let mut aside = chance.clone();
+        aside.set_stream(1);
         Self {
+            aside,
             selector,
             lookup,
             chance,
@@ -181,6 +187,20 @@ impl<L: Lookup> Driver<L> {
             policy => Ok(Shadow::new(Some(policy))),
         };
         names.iter().map(shadow).collect()
+    }
+
+    /// As [`Selector::select`]. It is not written: no later call comes out otherwise because of it.
+    pub fn select(&mut self, now: f64, request: &Request) -> Result<Placed, NoWorker> {
+        let context = &mut Context {
+            now,
+            lookup: &mut self.lookup,
+            chance: &mut self.aside,
+            placed: &mut Vec::new(),
+            refused: &mut Vec::new(),
+        };
+        let selected = self.selector.select(request, context);
+        self.judged.take();
+        selected
     }
 
     /// Makes a call.

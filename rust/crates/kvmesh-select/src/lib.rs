@@ -34,6 +34,7 @@ mod queue;
 pub mod rates;
 mod reports;
 pub mod saved;
+mod select;
 mod selector;
 mod shadow;
 mod slots;

@@ -197,7 +197,7 @@ pub struct Candidate {
 pub struct Placed {
     /// The request's id.
     pub request: u64,
-    /// Names the lease on the workers; random, never 0.
+    /// Names the lease on the workers: random, and 0 only where none was taken out ([`crate::Selector::select`]).
     pub lease: u64,
     /// Who won, and what it was predicted to take.
     pub winner: Candidate,

@@ -52,6 +52,26 @@ class RouteResponse(_message.Message):
     policy: str
     def __init__(self, placement: _Optional[_Union[Placement, _Mapping]] = ..., expected: _Optional[_Union[Expectation, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., policy: _Optional[str] = ...) -> None: ...
 
+class SelectRequest(_message.Message):
+    __slots__ = ("route",)
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    route: RouteRequest
+    def __init__(self, route: _Optional[_Union[RouteRequest, _Mapping]] = ...) -> None: ...
+
+class SelectResponse(_message.Message):
+    __slots__ = ("placement", "expected", "candidates", "policy", "predicted_ttft_ms")
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    placement: Placement
+    expected: Expectation
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    policy: str
+    predicted_ttft_ms: float
+    def __init__(self, placement: _Optional[_Union[Placement, _Mapping]] = ..., expected: _Optional[_Union[Expectation, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., policy: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ...) -> None: ...
+
 class Placement(_message.Message):
     __slots__ = ("prefill", "decode", "bootstrap")
     PREFILL_FIELD_NUMBER: _ClassVar[int]

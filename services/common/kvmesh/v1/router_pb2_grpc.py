@@ -39,6 +39,11 @@ class RouterServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_router__pb2.RouteResponse.FromString,
                 _registered_method=True)
+        self.Select = channel.unary_unary(
+                '/kvmesh.v1.RouterService/Select',
+                request_serializer=kvmesh_dot_v1_dot_router__pb2.SelectRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_router__pb2.SelectResponse.FromString,
+                _registered_method=True)
         self.Report = channel.unary_unary(
                 '/kvmesh.v1.RouterService/Report',
                 request_serializer=kvmesh_dot_v1_dot_router__pb2.ReportRequest.SerializeToString,
@@ -78,6 +83,16 @@ class RouterServiceServicer:
         """Places one request and takes out a lease on the capacity it will use. Waits
         while the workers are busy; cancelling the call takes the request back.
         Fails with NO_WORKER_READY, MODEL_NOT_FOUND or RATE_LIMITED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Select(self, request, context):
+        """What Route would choose, were the request placed at this moment; answers at
+        once. No lease is taken out and nothing is remembered: of what its caller
+        makes of it the router knows nothing. Fails with NO_WORKER_READY or
+        MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +150,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Route,
                     request_deserializer=kvmesh_dot_v1_dot_router__pb2.RouteRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_router__pb2.RouteResponse.SerializeToString,
+            ),
+            'Select': grpc.unary_unary_rpc_method_handler(
+                    servicer.Select,
+                    request_deserializer=kvmesh_dot_v1_dot_router__pb2.SelectRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_router__pb2.SelectResponse.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -194,6 +214,33 @@ class RouterService:
             '/kvmesh.v1.RouterService/Route',
             kvmesh_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
             kvmesh_dot_v1_dot_router__pb2.RouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Select(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.RouterService/Select',
+            kvmesh_dot_v1_dot_router__pb2.SelectRequest.SerializeToString,
+            kvmesh_dot_v1_dot_router__pb2.SelectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -101,6 +101,20 @@ class Model:
             name=request.request_id,
         )
 
+    def select(self, request: RouteRequest, policy: str, policies: Policies) -> Placed:
+        """What would be chosen now; nothing is kept of it. Raises LookupError when no worker can take it."""
+        self.use(policy, policies)
+        return self.selector.select(
+            self._now(),
+            prompt_tokens=request.prompt_tokens,
+            blocks=request.block_hashes[:],
+            session=stable_hash(request.session_id) if request.session_id else 0,
+            tenant=stable_hash(request.tenant) if request.tenant else 0,
+            priority=request.priority,
+            exclude=self._known(request.exclude_worker_ids),
+            policy=policy,
+        )
+
     def withdraw(self, number: int) -> None:
         self.selector.withdraw(number, now=self._now())
 

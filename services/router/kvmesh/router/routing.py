@@ -141,6 +141,23 @@ class Routing:
     def waits(self, number: int) -> bool:
         return number in self._waiting
 
+    def select(self, request: router_pb2.RouteRequest) -> router_pb2.SelectResponse:
+        """What a request's placement would be, were it made now; nothing is kept. Raises KvmeshError."""
+        workers, model = self._model_of(request)
+        policy = request.policy or self.settings.policy
+        try:
+            placed = model.select(request, policy, self.policies)
+        except LookupError:
+            raise placement.none_ready(workers, model.name, request.exclude_worker_ids) from None
+        decision = Decision.of(request, model, placed)
+        return router_pb2.SelectResponse(
+            placement=placement_proto(model.info(placed.prefill), model.info(placed.decode), self._random),
+            expected=router_pb2.Expectation(cached=cached_proto(placed.cached)),
+            candidates=decision.candidates() if request.explain else (),
+            policy=placed.policy,
+            predicted_ttft_ms=placed.ttft_ms,
+        )
+
     def configure(self, request: router_pb2.ConfigureRequest, by: str) -> Settings:
         """Change what holds for requests from now on, and say so; `by` is who asked.
 

@@ -58,6 +58,11 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.RouteResponse:
         return await self.route(request)
 
+    async def Select(
+        self, request: router_pb2.SelectRequest, context: grpc.aio.ServicerContext
+    ) -> router_pb2.SelectResponse:
+        return self.routing.select(request.route)
+
     async def Report(
         self, request: router_pb2.ReportRequest, context: grpc.aio.ServicerContext
     ) -> router_pb2.ReportResponse:

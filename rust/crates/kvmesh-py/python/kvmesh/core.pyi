@@ -166,7 +166,7 @@ class Placed:
 
     @property
     def lease(self) -> int:
-        """Random, never 0."""
+        """Random; 0 only of what was selected and not placed."""
 
     @property
     def prefill(self) -> int: ...
@@ -286,6 +286,21 @@ class Selector:
         """Place a request, or hold it. `request` is unique among those placed or held; `blocks` are the hashes of the
         prompt's whole blocks; `session` and `tenant` are hashes of names, 0 for none; `deadline` is when its first
         token must be there; `name` is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
+
+    def select(
+        self,
+        now: float,
+        *,
+        prompt_tokens: int,
+        blocks: _Hashes,
+        session: int = 0,
+        tenant: int = 0,
+        priority: int = 0,
+        exclude: Sequence[int] = ...,
+        policy: str | None = None,
+    ) -> Placed:
+        """The placement that a request would have, were it made now, as of `submit`; its lease is 0, and nothing is kept
+        of it. Nothing waits. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
 
     def withdraw(self, request: int, *, now: float = 0.0) -> bool:
         """Take a request back that is held; False when it is not held any more."""

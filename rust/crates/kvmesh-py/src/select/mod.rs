@@ -1,5 +1,6 @@
 //! `Selector`: placements for one model, for the event loop that owns it.
 
+mod arguments;
 mod external;
 mod linked;
 mod log;
@@ -8,8 +9,7 @@ mod outcome;
 use kvmesh_index::HolderId;
 use kvmesh_replay::{Answer, Changes, Driver, Input, Log, LogConfig};
 use kvmesh_select::{
-    Admission, Adopted, Config, NoWorker, PolicyName, Probe, Request, Role, Selector, WorkerId,
-    WorkerSpec,
+    Adopted, Config, NoWorker, PolicyName, Probe, Request, Selector, WorkerId, WorkerSpec,
 };
 use pyo3::{
     exceptions::{PyLookupError, PyRuntimeError, PyValueError},
@@ -71,12 +71,7 @@ impl PySelector {
         weights: Option<std::collections::BTreeMap<u64, f64>>,
     ) -> PyResult<Self> {
         let standard = Config::default();
-        let admission = Admission {
-            max_held: max_held.unwrap_or(standard.admission.max_held),
-            max_wait_ms: max_wait_ms.unwrap_or(standard.admission.max_wait_ms),
-            weights: weights.unwrap_or_default(),
-            ..standard.admission
-        };
+        let admission = arguments::admission(max_held, max_wait_ms, weights);
         let policy: PolicyName = policy
             .parse()
             .map_err(|error| PyValueError::new_err(format!("{error}")))?;
@@ -123,15 +118,9 @@ impl PySelector {
         name: &str,
         now: f64,
     ) -> PyResult<u64> {
-        let role = match role {
-            "aggregated" => Role::Aggregated,
-            "prefill" => Role::Prefill,
-            "decode" => Role::Decode,
-            _ => return Err(PyValueError::new_err(format!("unknown role `{role}`"))),
-        };
         let spec = WorkerSpec {
             key,
-            role,
+            role: arguments::role(role)?,
             class: hardware_class,
             pool,
             blocks,
@@ -211,6 +200,41 @@ impl PySelector {
         match self.driver.call(now, Input::Submit { name, request }) {
             Answer::NoWorker => Err(PyLookupError::new_err(NoWorker.to_string())),
             _ => self.outcomes(py),
+        }
+    }
+
+    /// The placement that a request would have, were it made now, as of submit; its lease is 0, and nothing is kept of it. Nothing
+    /// waits. Raises LookupError when no worker can take it, ValueError for an unknown policy.
+    #[pyo3(signature = (
+        now, *, prompt_tokens, blocks, session = 0, tenant = 0, priority = 0, exclude = vec![], policy = None
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn select(
+        &mut self,
+        py: Python<'_>,
+        now: f64,
+        prompt_tokens: u32,
+        blocks: Hashes,
+        session: u64,
+        tenant: u64,
+        priority: i32,
+        exclude: Vec<u64>,
+        policy: Option<&str>,
+    ) -> PyResult<PyPlaced> {
+        let policy = policy.map(|name| self.policy_of(name)).transpose()?;
+        let request = Request {
+            prompt_tokens,
+            blocks: blocks.0.into(),
+            session,
+            tenant,
+            priority,
+            exclude: exclude.into_iter().map(WorkerId::from_raw).collect(),
+            policy,
+            ..Request::default()
+        };
+        match self.driver.select(now, &request) {
+            Ok(placed) => Ok(PyPlaced::new(py, placed, &self.externals)),
+            Err(error) => Err(PyLookupError::new_err(error.to_string())),
         }
     }
 
@@ -417,27 +441,14 @@ impl PySelector {
 
     /// What became of the log: lines written, lines dropped, bytes, files begun, the last failure. None without one.
     fn log_stats(&self) -> Option<(u64, u64, u64, u64, Option<String>)> {
-        let stats = self.driver.log_stats()?;
-        Some((
-            stats.lines,
-            stats.dropped,
-            stats.bytes,
-            stats.files,
-            stats.error,
-        ))
+        self.driver.log_stats().map(outcome::log_stats)
     }
 
     // -- state --
 
     /// What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks.
     fn slots(&self, worker: u64) -> (u32, u32, u64, u64) {
-        let slots = self.driver.selector().slots(WorkerId::from_raw(worker));
-        (
-            slots.requests,
-            slots.streams,
-            slots.queued_tokens,
-            slots.blocks,
-        )
+        outcome::slots(self.driver.selector().slots(WorkerId::from_raw(worker)))
     }
 
     /// The factor by which a worker is slower than its class; None for an unknown one.
@@ -454,13 +465,7 @@ impl PySelector {
     /// How far predicted times to a computed prompt were off: (prompts, sum of actual minus predicted ms, sum of its
     /// absolute values, sum of actual ms).
     fn errors(&self) -> (u64, f64, f64, f64) {
-        let errors = self.driver.selector().errors();
-        (
-            errors.count,
-            errors.bias_ms,
-            errors.absolute_ms,
-            errors.actual_ms,
-        )
+        outcome::errors(self.driver.selector().errors())
     }
 
     /// Live leases.

@@ -1,7 +1,9 @@
 //! What became of requests, for Python.
 
-use kvmesh_replay::Driver;
-use kvmesh_select::{Candidate, Law, Lookup, Placed, PolicyName, Refused, Selector, Shadowed};
+use kvmesh_replay::{Driver, LogStats};
+use kvmesh_select::{
+    Candidate, Errors, Law, Lookup, Placed, PolicyName, Refused, Selector, Shadowed, Slots,
+};
 use pyo3::{intern, prelude::*, types::PyString};
 
 /// (policy, prefill worker, decode worker, its cost and time to the first token, those of the placement that was made).
@@ -21,6 +23,21 @@ pub struct PyPlaced {
     shadows: Vec<Py<PyString>>,
 }
 
+impl PyPlaced {
+    pub fn new(py: Python<'_>, placed: Placed, externals: &[(Py<PyString>, Py<PyAny>)]) -> Self {
+        let policy = policy_name(py, placed.policy, externals);
+        let shadows = placed.shadows.iter();
+        let shadows = shadows
+            .map(|shadow| policy_name(py, shadow.policy, externals))
+            .collect();
+        Self {
+            placed,
+            policy,
+            shadows,
+        }
+    }
+}
+
 #[pymethods]
 impl PyPlaced {
     /// The request's number.
@@ -29,7 +46,7 @@ impl PyPlaced {
         self.placed.request
     }
 
-    /// Its lease, never 0.
+    /// Its lease; 0 only of what was selected and not placed.
     #[getter]
     fn lease(&self) -> u64 {
         self.placed.lease
@@ -139,16 +156,7 @@ pub fn take<L: Lookup>(
 ) -> PyResult<Vec<Py<PyAny>>> {
     let mut all = Vec::with_capacity(driver.placed.len() + driver.refused.len());
     for placed in driver.placed.drain(..) {
-        let policy = policy_name(py, placed.policy, externals);
-        let shadows = placed.shadows.iter();
-        let shadows = shadows
-            .map(|shadow| policy_name(py, shadow.policy, externals))
-            .collect();
-        let placed = PyPlaced {
-            placed,
-            policy,
-            shadows,
-        };
+        let placed = PyPlaced::new(py, placed, externals);
         all.push(Py::new(py, placed)?.into_any());
     }
     for refused in driver.refused.drain(..) {
@@ -186,4 +194,35 @@ pub fn rates(selector: &Selector) -> Vec<ClassTuple> {
         (class.to_owned(), workers, laws.map(law).to_vec())
     };
     classes.map(tuple).collect()
+}
+
+/// Requests, of them streaming, prompt tokens queued, blocks.
+pub fn slots(slots: Slots) -> (u32, u32, u64, u64) {
+    (
+        slots.requests,
+        slots.streams,
+        slots.queued_tokens,
+        slots.blocks,
+    )
+}
+
+/// Prompts, and sums in ms: actual minus predicted, its absolute value, actual.
+pub fn errors(errors: Errors) -> (u64, f64, f64, f64) {
+    (
+        errors.count,
+        errors.bias_ms,
+        errors.absolute_ms,
+        errors.actual_ms,
+    )
+}
+
+/// Lines written, lines dropped, bytes, files begun, the last failure.
+pub fn log_stats(stats: LogStats) -> (u64, u64, u64, u64, Option<String>) {
+    (
+        stats.lines,
+        stats.dropped,
+        stats.bytes,
+        stats.files,
+        stats.error,
+    )
 }
