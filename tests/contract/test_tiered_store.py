@@ -72,8 +72,6 @@ def test_pinned_blocks_stay_in_memory(store: TieredStore) -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, store: TieredStore) -> None:
-    with pytest.raises(NotImplementedError, match="remote=None"):
-        TieredStore(4 * MIB, BLOCK, remote="s3://bucket")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="nvme_path and nvme_bytes"):
         TieredStore(4 * MIB, BLOCK, tmp_path)
     with pytest.raises(ValueError, match="no eviction policy"):

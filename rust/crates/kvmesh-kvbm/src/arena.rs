@@ -64,6 +64,11 @@ impl Arena {
         self.map.len() as u64
     }
 
+    /// Where it is mapped in this process, for transfers into slots the caller owns.
+    pub fn address(&self) -> usize {
+        self.map.as_mut_ptr() as usize
+    }
+
     /// The descriptor to give to other processes.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -24,6 +24,9 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(kvbm::page_digests, module)?)?;
     module.add_class::<kvbm::StoreServer>()?;
     module.add_class::<kvbm::Warming>()?;
+    module.add_class::<kvbm::Lent>()?;
+    module.add_class::<kvbm::Incoming>()?;
+    module.add("FIRST_WORD", kvmesh_kvbm::store::WORD)?;
     module.add_class::<kvbm::StoreClient>()?;
     module.add_class::<tiered::TieredStore>()?;
     module.add_class::<kvbm::Lease>()?;

@@ -6,7 +6,7 @@ use kvmesh_kvbm::Digest;
 use kvmesh_kvbm::embedded::BlockStore;
 use kvmesh_kvbm::store::{NvmeSettings, Settings};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyNotImplementedError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -19,8 +19,8 @@ pub struct TieredStore(BlockStore);
 #[pymethods]
 impl TieredStore {
     #[new]
-    #[pyo3(signature = (host_bytes, block_bytes, nvme_path = None, nvme_bytes = 0, remote = None,
-                        policy = "default", *, shm_dir = PathBuf::from("/dev/shm"), nvme_bytes_per_day = None))]
+    #[pyo3(signature = (host_bytes, block_bytes, nvme_path = None, nvme_bytes = 0, policy = "default", *,
+                        shm_dir = PathBuf::from("/dev/shm"), nvme_bytes_per_day = None))]
     #[allow(clippy::too_many_arguments, reason = "mostly optional in Python")]
     fn new(
         py: Python<'_>,
@@ -28,15 +28,10 @@ impl TieredStore {
         block_bytes: u32,
         nvme_path: Option<PathBuf>,
         nvme_bytes: u64,
-        remote: Option<Bound<'_, PyAny>>,
         policy: &str,
         shm_dir: PathBuf,
         nvme_bytes_per_day: Option<u64>,
     ) -> PyResult<Self> {
-        if remote.is_some() {
-            let message = "there is no remote tier yet; pass remote=None";
-            return Err(PyNotImplementedError::new_err(message));
-        }
         if nvme_path.is_some() != (nvme_bytes > 0) {
             let message = "an nvme tier needs both nvme_path and nvme_bytes";
             return Err(PyValueError::new_err(message));

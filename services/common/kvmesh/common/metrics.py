@@ -221,6 +221,15 @@ class KvbmMetrics:
         self.nvme_promoted = Counter(f"{p}_nvme_promoted_total", "blocks read back")
         self.nvme_failed = Counter(f"{p}_nvme_failed_total", "blocks that could not be read back")
         self.nvme_bytes = Counter(f"{p}_nvme_bytes_total", "bytes moved", ["direction"])
+        self.network_fetched = Counter(
+            f"{p}_network_fetched_total", "blocks read out of other stores' arenas"
+        )
+        self.network_bytes = Counter(f"{p}_network_bytes_total", "bytes of these")
+        self.network_failed = Counter(
+            f"{p}_network_failed_total", "blocks wanted from another store that did not come", ["reason"]
+        )
+        self.network_lent = Counter(f"{p}_network_lent_total", "blocks lent to other stores")
+        self.network_lending = Gauge(f"{p}_network_lending", "blocks that other stores may be reading now")
         self.prefetches_late = Counter(
             f"{p}_prefetches_late_total", "blocks of prefetches whose time was over before they were begun"
         )

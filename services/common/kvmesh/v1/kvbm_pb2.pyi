@@ -12,7 +12,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("id", "node", "tiers", "engines", "eviction", "nvme", "pins", "pinned_bytes")
+    __slots__ = ("id", "node", "tiers", "engines", "eviction", "nvme", "pins", "pinned_bytes", "network")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class GetStatsResponse(_message.Message):
     NVME_FIELD_NUMBER: _ClassVar[int]
     PINS_FIELD_NUMBER: _ClassVar[int]
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     id: str
     node: str
     tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
@@ -29,7 +30,38 @@ class GetStatsResponse(_message.Message):
     nvme: NvmeStats
     pins: int
     pinned_bytes: int
-    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
+    network: NetworkStats
+    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., network: _Optional[_Union[NetworkStats, _Mapping]] = ...) -> None: ...
+
+class NetworkStats(_message.Message):
+    __slots__ = ("fetched_total", "fetched_bytes_total", "failed", "lent_total", "lent", "bytes_per_s")
+    class FailedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BytesPerSEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    FETCHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LENT_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    fetched_total: int
+    fetched_bytes_total: int
+    failed: _containers.ScalarMap[str, int]
+    lent_total: int
+    lent: int
+    bytes_per_s: _containers.ScalarMap[str, int]
+    def __init__(self, fetched_total: _Optional[int] = ..., fetched_bytes_total: _Optional[int] = ..., failed: _Optional[_Mapping[str, int]] = ..., lent_total: _Optional[int] = ..., lent: _Optional[int] = ..., bytes_per_s: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class TierStats(_message.Message):
     __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted", "scrubbed_total", "scrub_passes_total")
@@ -171,18 +203,20 @@ class HintResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PrefetchRequest(_message.Message):
-    __slots__ = ("model", "digests", "hashes", "tier", "within_ms")
+    __slots__ = ("model", "digests", "hashes", "tier", "within_ms", "source")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     digests: _containers.RepeatedScalarFieldContainer[bytes]
     hashes: _containers.RepeatedScalarFieldContainer[int]
     tier: _common_pb2.Tier
     within_ms: int
-    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., hashes: _Optional[_Iterable[int]] = ..., tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., within_ms: _Optional[int] = ...) -> None: ...
+    source: str
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., hashes: _Optional[_Iterable[int]] = ..., tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., within_ms: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class PrefetchResponse(_message.Message):
     __slots__ = ("here", "coming")
@@ -303,3 +337,63 @@ class PersistRequest(_message.Message):
 class PersistResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class BlockNamespace(_message.Message):
+    __slots__ = ("model", "revision", "dtype", "layout", "rank", "ranks", "segments")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    dtype: str
+    layout: str
+    rank: int
+    ranks: int
+    segments: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., layout: _Optional[str] = ..., rank: _Optional[int] = ..., ranks: _Optional[int] = ..., segments: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("namespace", "hashes", "ttl_ms", "agent")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    namespace: BlockNamespace
+    hashes: _containers.RepeatedScalarFieldContainer[int]
+    ttl_ms: int
+    agent: str
+    def __init__(self, namespace: _Optional[_Union[BlockNamespace, _Mapping]] = ..., hashes: _Optional[_Iterable[int]] = ..., ttl_ms: _Optional[int] = ..., agent: _Optional[str] = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("receipt", "digests", "addresses", "slot_bytes", "agent", "metadata")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    receipt: int
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    addresses: _containers.RepeatedScalarFieldContainer[int]
+    slot_bytes: int
+    agent: str
+    metadata: bytes
+    def __init__(self, receipt: _Optional[int] = ..., digests: _Optional[_Iterable[bytes]] = ..., addresses: _Optional[_Iterable[int]] = ..., slot_bytes: _Optional[int] = ..., agent: _Optional[str] = ..., metadata: _Optional[bytes] = ...) -> None: ...
+
+class ReturnRequest(_message.Message):
+    __slots__ = ("receipt", "wrong")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    receipt: int
+    wrong: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, receipt: _Optional[int] = ..., wrong: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReturnResponse(_message.Message):
+    __slots__ = ("dropped",)
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    dropped: int
+    def __init__(self, dropped: _Optional[int] = ...) -> None: ...

@@ -84,6 +84,16 @@ class KvbmServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Fetch',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.FetchRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.FetchResponse.FromString,
+                _registered_method=True)
+        self.Return = channel.unary_unary(
+                '/kvmesh.v1.KvbmService/Return',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.ReturnRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.ReturnResponse.FromString,
+                _registered_method=True)
         self.Persist = channel.unary_unary(
                 '/kvmesh.v1.KvbmService/Persist',
                 request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.PersistRequest.SerializeToString,
@@ -171,6 +181,23 @@ class KvbmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetch(self, request, context):
+        """For another node's store: keeps leading blocks where they are, so that it can
+        read them out of this arena by NIXL, until Return or the deadline. NOT_FOUND:
+        no such namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Return(self, request, context):
+        """Ends a fetch, and names blocks whose bytes arrived wrong: those that are
+        wrong here are dropped. One that is over is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Persist(self, request, context):
         """Writes what memory alone has to the nvme tier, past a power failure.
         INVALID_ARGUMENT: there is none. UNAVAILABLE: it is out, or goes out.
@@ -231,6 +258,16 @@ def add_KvbmServiceServicer_to_server(servicer, server):
                     servicer.Warm,
                     request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.SerializeToString,
+            ),
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.FetchRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.FetchResponse.SerializeToString,
+            ),
+            'Return': grpc.unary_unary_rpc_method_handler(
+                    servicer.Return,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.ReturnRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.ReturnResponse.SerializeToString,
             ),
             'Persist': grpc.unary_unary_rpc_method_handler(
                     servicer.Persist,
@@ -508,6 +545,60 @@ class KvbmService:
             '/kvmesh.v1.KvbmService/Warm',
             kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
             kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Fetch',
+            kvmesh_dot_v1_dot_kvbm__pb2.FetchRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.FetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Return(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Return',
+            kvmesh_dot_v1_dot_kvbm__pb2.ReturnRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.ReturnResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,8 @@ from prometheus_client import Counter
 
 from kvmesh.common import metrics
 from kvmesh.core import StoreServer
+from kvmesh.kvbm.fetching import REASONS, Fetching
+from kvmesh.kvbm.lending import Lending
 
 log = structlog.get_logger()
 
@@ -21,8 +23,10 @@ _SKIPPED = ("shed", "unlikely", "over_budget", "unplaced")
 class Exposition:
     """Copies the store's gauges and totals to its metrics once a second. Belongs to one event loop."""
 
-    def __init__(self, store: StoreServer) -> None:
+    def __init__(self, store: StoreServer, lending: Lending, fetching: Fetching) -> None:
         self._store = store
+        self._lending = lending
+        self._fetching = fetching
         self._metrics = metrics.kvbm()
         # The store counts from its own start; Prometheus counters only take increments.
         self._last: defaultdict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
@@ -68,6 +72,7 @@ class Exposition:
             self._count(exported.scrubbed, scrubbed["blocks"], tier)
             self._count(exported.scrub_passes, scrubbed["passes"], tier)
         self._update_nvme()
+        self._update_network()
 
     def _update_nvme(self) -> None:
         flow, exported = self._store.flow(), self._metrics
@@ -90,6 +95,15 @@ class Exposition:
                 log.info("nvme tier is back", blocks=flow["recovered"], io=flow["io"])
             else:
                 log.error("nvme tier is out; going on without it, and trying again", problem=self._problem)
+
+    def _update_network(self) -> None:
+        exported, fetching = self._metrics, self._fetching
+        exported.network_lending.set(self._lending.blocks)
+        self._count(exported.network_lent, self._lending.total)
+        self._count(exported.network_fetched, fetching.fetched)
+        self._count(exported.network_bytes, fetching.fetched_bytes)
+        for reason in REASONS:
+            self._count(exported.network_failed, fetching.failed[reason], reason)
 
     def _count(self, counter: Counter, total: int, *labels: str) -> None:
         key = (id(counter), labels)

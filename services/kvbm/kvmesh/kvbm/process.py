@@ -12,9 +12,13 @@ from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config, KvbmConfig
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.events.source import PublicationServicer
+from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer
 from kvmesh.core import StoreServer
 from kvmesh.kvbm.exposition import Exposition
+from kvmesh.kvbm.fetching import Fetching
+from kvmesh.kvbm.lending import Lending
+from kvmesh.kvbm.link import Link
 from kvmesh.kvbm.publisher import StorePublisher
 from kvmesh.kvbm.service import KvbmServicer
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -53,13 +57,19 @@ async def serve(config: Config) -> None:
         _tell_of_nvme(store, settings)
         bus = Bus(config.nats.effective_url(), settings.id)
         publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node)
-        exposition = Exposition(store)
+        link, channels = Link(store), Channels()
+        lending, fetching = Lending(store, link), Fetching(store, link, channels)
+        exposition = Exposition(store, lending, fetching)
         server = RoleServer("kvbm", config, settings)
-        servicer = KvbmServicer(store, settings.id, config.node, settings.eviction)
+        servicer = KvbmServicer(store, settings.id, config.node, settings.eviction, lending, fetching)
         server.add_service("kvmesh.v1.KvbmService", add_KvbmServiceServicer_to_server, servicer)
         events = PublicationServicer(publisher.publication)
         server.add_service("kvmesh.v1.EventService", add_EventServiceServicer_to_server, events)
 
+        cleanup.push_async_callback(link.close)
+        cleanup.callback(lending.close)
+        cleanup.push_async_callback(channels.close)
+        cleanup.push_async_callback(fetching.close)
         cleanup.push_async_callback(bus.close)
         await bus.start()
         cleanup.push_async_callback(server.stop, DRAIN_S)

@@ -9,6 +9,8 @@ from typing import Any
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.events.columns import STORE_TIERS
 from kvmesh.core import StoreServer
+from kvmesh.kvbm.fetching import Fetching, hashes_of
+from kvmesh.kvbm.lending import Lending
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.kvbm_pb2 import (
@@ -16,6 +18,8 @@ from kvmesh.v1.kvbm_pb2 import (
     CorruptBlock,
     EvictRequest,
     EvictResponse,
+    FetchRequest,
+    FetchResponse,
     FlushRequest,
     FlushResponse,
     GetStatsRequest,
@@ -25,6 +29,7 @@ from kvmesh.v1.kvbm_pb2 import (
     LocatedBlocks,
     LocateRequest,
     LocateResponse,
+    NetworkStats,
     NvmeStats,
     PersistRequest,
     PersistResponse,
@@ -34,6 +39,8 @@ from kvmesh.v1.kvbm_pb2 import (
     PrefetchResponse,
     ReleaseRequest,
     ReleaseResponse,
+    ReturnRequest,
+    ReturnResponse,
     TierStats,
     VerifyRequest,
     VerifyResponse,
@@ -51,8 +58,18 @@ STEP_BLOCKS = 64
 
 
 class KvbmServicer(KvbmServiceServicer):
-    def __init__(self, store: StoreServer, store_id: str, node: str, eviction: str) -> None:
+    def __init__(
+        self,
+        store: StoreServer,
+        store_id: str,
+        node: str,
+        eviction: str,
+        lending: Lending,
+        fetching: Fetching,
+    ) -> None:
         self._store = store
+        self._lending = lending
+        self._fetching = fetching
         self._id = store_id
         self._node = node
         self._eviction = eviction
@@ -68,6 +85,14 @@ class KvbmServicer(KvbmServiceServicer):
             nvme=self._nvme(),
             pins=pins,
             pinned_bytes=pinned_bytes,
+            network=NetworkStats(
+                fetched_total=self._fetching.fetched,
+                fetched_bytes_total=self._fetching.fetched_bytes,
+                failed=self._fetching.failed,
+                lent_total=self._lending.total,
+                lent=self._lending.blocks,
+                bytes_per_s={source: round(speed) for source, speed in self._fetching.bytes_per_s.items()},
+            ),
         )
 
     async def Flush(self, request: FlushRequest, context: Any) -> FlushResponse:
@@ -112,10 +137,17 @@ class KvbmServicer(KvbmServiceServicer):
         if bool(request.digests) == bool(request.hashes):
             raise invalid("name the chain by `digests` or by `hashes`, not both", param="hashes")
         digests = _chain(request.digests) if request.digests else b""
-        here, coming = await asyncio.to_thread(
-            self._store.prefetch, request.model, digests, list(request.hashes), request.within_ms / 1e3
-        )
+        hashes, within_s = list(request.hashes), request.within_ms / 1e3
+        here, coming = await asyncio.to_thread(self._store.prefetch, request.model, digests, hashes, within_s)
+        if request.source:
+            self._fetching.want(request.source, request.model, hashes or hashes_of(digests), within_s)
         return PrefetchResponse(here=here, coming=coming)
+
+    async def Fetch(self, request: FetchRequest, context: Any) -> FetchResponse:
+        return await self._lending.fetch(request)
+
+    async def Return(self, request: ReturnRequest, context: Any) -> ReturnResponse:
+        return await self._lending.take_back(request)
 
     async def Evict(self, request: EvictRequest, context: Any) -> EvictResponse:
         name, digests = self._named(request.tier), _chain(request.digests)

@@ -3,11 +3,13 @@
 //! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through.
 //! * [`promote`] reads blocks back into the host tier, which is where all readers read.
 //! * [`pins`] keeps blocks for tenants; [`residency`] tells where blocks are and takes wishes of where they should be.
+//! * [`network`] lends blocks to other nodes' stores and expects theirs; it moves no bytes.
 //! * [`scrub`] checks what nobody has asked for yet.
 //!
 //! Nothing a scheduler waits for (`lookup`, `lease`) waits for the disk: both only start reads.
 
 mod admission;
+mod network;
 mod pins;
 mod promote;
 mod residency;
@@ -21,6 +23,7 @@ use std::time::Duration;
 use kvmesh_core::Digest;
 use parking_lot::Mutex;
 
+pub use self::network::{Expected, Incoming, Lent, WORD};
 use self::pins::Pins;
 pub use self::pins::{PinError, Pinned};
 use self::promote::Promoter;
@@ -249,14 +252,10 @@ impl Store {
         let host: Arc<dyn Tier> = self.host.clone();
         let lease = block::lease(&host, namespace, chain, usize::MAX);
         let coming = |&(_, &slot): &(usize, &_)| self.host.is_coming(slot);
-        let coming = if self.lower.is_some() {
-            (lease.slots().iter().enumerate())
-                .filter(coming)
-                .map(|(place, _)| place as u32)
-                .collect()
-        } else {
-            Vec::new()
-        };
+        let coming = (lease.slots().iter().enumerate())
+            .filter(coming)
+            .map(|(place, _)| place as u32)
+            .collect();
         (lease, coming)
     }
 

@@ -511,6 +511,50 @@ StoreHints: TypeAlias = tuple[int | None, bool | None, bool, float | None]
 # ("removed", None, hashes), or ("lost", None, []): more changed than was kept, only a snapshot tells.
 StoreChange: TypeAlias = tuple[str, int | None, list[int]]
 
+# (model, revision, dtype, layout), (rank, ranks), and the bytes of each segment of a block.
+StoreNamespace: TypeAlias = tuple[tuple[str, str, str, str], tuple[int, int], list[int]]
+
+class Lent:
+    """Blocks that another store may read in the arena, until `release` or the object's end."""
+
+    @property
+    def digests(self) -> bytes:
+        """32 bytes each, in chain order; empty when released."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where each lies in the arena."""
+
+    @property
+    def slot_bytes(self) -> int: ...
+    def doubt(self, places: list[int]) -> int:
+        """A reader found these wrong: drop those that are wrong here; how many."""
+
+    def release(self) -> None:
+        """Idempotent."""
+
+class Incoming:
+    """Slots of blocks on their way from another store. What has not arrived by `release` will not come."""
+
+    @property
+    def places(self) -> list[int]:
+        """Of the chain that was expected, which blocks are awaited."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where each goes in the arena. Its first `FIRST_WORD` bytes are not to be written."""
+
+    @property
+    def slot_bytes(self) -> int: ...
+    def give_up(self) -> None:
+        """Tell engines that wait to go on; the slots stay taken."""
+
+    def release(self) -> None:
+        """Free the slots, into which nothing may be written any more. Idempotent."""
+
+# Bytes at a slot's start that are not moved between stores.
+FIRST_WORD: int
+
 class Warming:
     """Blocks that are to come up, as `StoreServer.warming` chose them."""
 
@@ -608,6 +652,27 @@ class StoreServer:
     def warm(self, warming: Warming, blocks: int) -> tuple[int, int, int]:
         """Bring about so many of them; how many came, did not, and are left of those chosen. Blocks."""
 
+    @property
+    def arena(self) -> tuple[int, int]:
+        """Address and bytes of the host tier in this process, while the store lives."""
+
+    def namespaces(self, model: str) -> list[StoreNamespace]:
+        """The namespaces of a model (all: empty)."""
+
+    def known(self, namespace: StoreNamespace, hashes: list[int]) -> bytes:
+        """Digests of the leading blocks of a chain that are in some tier or on their way there."""
+
+    def lend(self, namespace: StoreNamespace, digests: bytes) -> Lent | None:
+        """Keep the leading blocks of a chain where another store can read them; blocks while the disk is read.
+        None: no such namespace."""
+
+    def expect(self, namespace: StoreNamespace, parent: bytes, digests: bytes) -> Incoming:
+        """Reserve room for those blocks of a chain that are not here; `parent` is the digest before the first, if any.
+        ValueError: no such namespace."""
+
+    def arrived(self, incoming: Incoming) -> list[int]:
+        """All bytes are in their slots: make whole blocks readable; the places of the others, which are dropped."""
+
     def wait_changes(self, timeout_s: float, tier: str = "host") -> bool:
         """Block until there are changes to drain, or the time is over, or `wake`; whether there are."""
 
@@ -636,14 +701,13 @@ class TieredStore:
         block_bytes: int,
         nvme_path: str | os.PathLike[str] | None = None,
         nvme_bytes: int = 0,
-        remote: None = None,
         policy: str = "default",
         *,
         shm_dir: str | os.PathLike[str] = ...,
         nvme_bytes_per_day: int | None = None,
     ) -> TieredStore:
         """`nvme_path` is a directory of this store alone; what it holds is there again after a restart, if
-        `block_bytes` is the same and `nvme_bytes` of about the same size. NotImplementedError for a `remote`;
+        `block_bytes` is the same and `nvme_bytes` of about the same size.
         OSError, ValueError that say what to change. A disk that fails raises nothing: `stats` tells."""
 
     def put(self, digest: bytes, data: _Bytes) -> bool:

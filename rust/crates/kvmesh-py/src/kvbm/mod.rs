@@ -1,6 +1,8 @@
-//! The KV store's two ends: [`server`] in the kvbm process, and in engines what [`client`] has.
+//! The KV store's two ends: [`server`] in the kvbm process, and in engines what [`client`] has; [`network`] is
+//! what stores of different nodes give each other.
 
 mod client;
+mod network;
 mod server;
 
 use std::time::Duration;
@@ -18,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 pub use self::client::{Lease, Pages, StoreClient};
+pub use self::network::{Incoming, Lent};
 pub use self::server::{StoreServer, Warming};
 use crate::error;
 use crate::integers::Tokens;

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvmesh_core::BlockHash;
 use kvmesh_kvbm::control;
 use kvmesh_kvbm::store::{self, NvmeSettings, PinError, ScrubSettings, Settings, Store};
-use kvmesh_kvbm::tiers::{Slot, Tier};
+use kvmesh_kvbm::tiers::{NamespaceId, Slot, Tier};
 use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
+use super::network::{self, Incoming, Lent, PyNamespace};
 use super::{
     PyChange, PyHints, chain, changes, flow_dict, policy, seconds, stats_dict, tier_name, to_py,
 };
@@ -22,6 +23,12 @@ pub struct StoreServer(control::StoreServer);
 impl StoreServer {
     fn store(&self) -> &Store {
         self.0.store()
+    }
+
+    fn namespace(&self, fields: PyNamespace) -> PyResult<NamespaceId> {
+        let name = network::namespace(fields);
+        (self.store().find(&name))
+            .ok_or_else(|| PyValueError::new_err(format!("this store has no namespace {name:?}")))
     }
 
     fn tier(&self, name: &str) -> PyResult<Arc<dyn Tier>> {
@@ -251,6 +258,68 @@ impl StoreServer {
     fn warm(&self, py: Python<'_>, warming: &Warming, blocks: usize) -> (u64, u64, u64) {
         let warmed = py.detach(|| self.store().warm(&mut warming.lock(), blocks));
         (warmed.brought, warmed.failed, warmed.to_come)
+    }
+
+    #[getter]
+    fn arena(&self) -> (usize, u64) {
+        let arena = self.store().host().arena();
+        (arena.address(), arena.bytes())
+    }
+
+    fn namespaces(&self, py: Python<'_>, model: &str) -> Vec<PyNamespace> {
+        py.detach(|| {
+            let ids = self.store().namespaces_of(model).into_iter();
+            ids.map(|id| network::fields(self.store().name_of(id)))
+                .collect()
+        })
+    }
+
+    fn known<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: PyNamespace,
+        hashes: Vec<u64>,
+    ) -> Bound<'py, PyBytes> {
+        let hashes: Vec<BlockHash> = hashes.into_iter().map(BlockHash).collect();
+        let found = py.detach(|| {
+            let id = self.store().find(&network::namespace(namespace));
+            id.map(|id| network::concat(&self.store().digests(id, &hashes)))
+        });
+        PyBytes::new(py, &found.unwrap_or_default())
+    }
+
+    fn lend(
+        &self,
+        py: Python<'_>,
+        namespace: PyNamespace,
+        digests: &[u8],
+    ) -> PyResult<Option<Lent>> {
+        let (blocks, name) = (chain(digests)?, network::namespace(namespace));
+        let lent = py.detach(|| self.store().lend(&name, &blocks));
+        Ok(lent.map(Lent::new))
+    }
+
+    fn expect(
+        &self,
+        py: Python<'_>,
+        namespace: PyNamespace,
+        parent: &[u8],
+        digests: &[u8],
+    ) -> PyResult<Incoming> {
+        let (parent, blocks) = (chain(parent)?, chain(digests)?);
+        py.detach(|| {
+            let id = self.namespace(namespace)?;
+            let incoming = self.store().expect(id, parent.first(), &blocks);
+            Ok(Incoming::new(incoming))
+        })
+    }
+
+    fn arrived(&self, py: Python<'_>, incoming: &Incoming) -> Vec<usize> {
+        py.detach(|| {
+            let bad = incoming.arrived();
+            self.store().stored();
+            bad
+        })
     }
 
     #[pyo3(signature = (timeout_s, tier = "host"))]
