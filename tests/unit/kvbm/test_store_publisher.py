@@ -44,7 +44,7 @@ async def test_lost_changes_are_replaced_by_the_whole_state() -> None:
     batches: list[KvEventBatch] = []
     await reader.subscribe("*", lambda _, payload: batches.append(KvEventBatch.FromString(payload)))
     store = Journal()
-    publisher = StorePublisher(cast(StoreServer, store), cast(Bus, hub.bus()), "kvbm-0", 1, "node-a")
+    publisher = StorePublisher(cast(StoreServer, store), cast(Bus, hub.bus()), "kvbm-0", 1, "node-a", "")
     store.pending = [("stored", None, [1, 2])]
     publisher.start()
     await eventually(lambda: len(batches) == 1)

@@ -97,6 +97,12 @@ def stats(store: Store = None, config: ConfigFile = None, as_json: AsJson = Fals
             f"{tier['scrubbed']:,}",
         )
     console.print(table)
+    if (network := document["network"])["fetched"] or network["failed"] or network["lent"]:
+        failed = "  ".join(f"{reason} {blocks:,}" for reason, blocks in sorted(network["failed"].items()))
+        console.print(
+            f"network  fetched {network['fetched']:,}  lent {network['lent']:,}  not had: {failed or 'none'}",
+            soft_wrap=True,
+        )
     if (nvme := document["nvme"]) and nvme["problem"]:
         console.print(f"nvme is out: {nvme['problem']}", style="red", soft_wrap=True)
 
@@ -254,6 +260,14 @@ def _document(answer: GetStatsResponse) -> dict[str, Any]:
             | {"evicted": dict(tier.evicted)}
             for tier in answer.tiers
         ],
+        "network": {
+            "fetched": answer.network.fetched_total,
+            "fetched_bytes": answer.network.fetched_bytes_total,
+            "failed": dict(answer.network.failed),
+            "lent": answer.network.lent_total,
+            "lending": answer.network.lent,
+            "bytes_per_s": dict(answer.network.bytes_per_s),
+        },
         "nvme": None
         if nvme is None
         else {"problem": nvme.problem, "io": nvme.io}

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvmesh.v1 import common_pb2 as kvmesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/events.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\"$\n\x0fSnapshotRequest\x12\x11\n\tholder_id\x18\x01 \x01(\t\":\n\x10SnapshotResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.kvmesh.v1.KvEventBatch\"N\n\rReplayRequest\x12\x11\n\tholder_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x15\n\rfrom_sequence\x18\x03 \x01(\x04\"8\n\x0eReplayResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.kvmesh.v1.KvEventBatch\"\xd1\x01\n\x0cKvEventBatch\x12\x11\n\tholder_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\x12\x0b\n\x03ops\x18\x07 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x08 \x03(\r\x12\x0e\n\x06hashes\x18\t \x03(\x06\x12\x0f\n\x07parents\x18\n \x03(\x06\x12&\n\x07\x64igests\x18\x0b \x03(\x0b\x32\x15.kvmesh.v1.TierDigest\"]\n\nTierDigest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07sum_low\x18\x03 \x01(\x06\x12\x10\n\x08sum_high\x18\x04 \x01(\x06\x32\x96\x01\n\x0c\x45ventService\x12\x45\n\x08Snapshot\x12\x1a.kvmesh.v1.SnapshotRequest\x1a\x1b.kvmesh.v1.SnapshotResponse0\x01\x12?\n\x06Replay\x12\x18.kvmesh.v1.ReplayRequest\x1a\x19.kvmesh.v1.ReplayResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/events.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\"$\n\x0fSnapshotRequest\x12\x11\n\tholder_id\x18\x01 \x01(\t\":\n\x10SnapshotResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.kvmesh.v1.KvEventBatch\"N\n\rReplayRequest\x12\x11\n\tholder_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x15\n\rfrom_sequence\x18\x03 \x01(\x04\"8\n\x0eReplayResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.kvmesh.v1.KvEventBatch\"\xe2\x01\n\x0cKvEventBatch\x12\x11\n\tholder_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\x12\x0b\n\x03ops\x18\x07 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x08 \x03(\r\x12\x0e\n\x06hashes\x18\t \x03(\x06\x12\x0f\n\x07parents\x18\n \x03(\x06\x12&\n\x07\x64igests\x18\x0b \x03(\x0b\x32\x15.kvmesh.v1.TierDigest\x12\x0f\n\x07\x61\x64\x64ress\x18\x0c \x01(\t\"]\n\nTierDigest\x12\x1d\n\x04tier\x18\x01 \x01(\x0e\x32\x0f.kvmesh.v1.Tier\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07sum_low\x18\x03 \x01(\x06\x12\x10\n\x08sum_high\x18\x04 \x01(\x06\x32\x96\x01\n\x0c\x45ventService\x12\x45\n\x08Snapshot\x12\x1a.kvmesh.v1.SnapshotRequest\x1a\x1b.kvmesh.v1.SnapshotResponse0\x01\x12?\n\x06Replay\x12\x18.kvmesh.v1.ReplayRequest\x1a\x19.kvmesh.v1.ReplayResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,9 +41,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLAYRESPONSE']._serialized_start=239
   _globals['_REPLAYRESPONSE']._serialized_end=295
   _globals['_KVEVENTBATCH']._serialized_start=298
-  _globals['_KVEVENTBATCH']._serialized_end=507
-  _globals['_TIERDIGEST']._serialized_start=509
-  _globals['_TIERDIGEST']._serialized_end=602
-  _globals['_EVENTSERVICE']._serialized_start=605
-  _globals['_EVENTSERVICE']._serialized_end=755
+  _globals['_KVEVENTBATCH']._serialized_end=524
+  _globals['_TIERDIGEST']._serialized_start=526
+  _globals['_TIERDIGEST']._serialized_end=619
+  _globals['_EVENTSERVICE']._serialized_start=622
+  _globals['_EVENTSERVICE']._serialized_end=772
 # @@protoc_insertion_point(module_scope)

@@ -36,7 +36,7 @@ class ReplayResponse(_message.Message):
     def __init__(self, batch: _Optional[_Union[KvEventBatch, _Mapping]] = ...) -> None: ...
 
 class KvEventBatch(_message.Message):
-    __slots__ = ("holder_id", "incarnation", "sequence", "traceparent", "node", "ops", "counts", "hashes", "parents", "digests")
+    __slots__ = ("holder_id", "incarnation", "sequence", "traceparent", "node", "ops", "counts", "hashes", "parents", "digests", "address")
     HOLDER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class KvEventBatch(_message.Message):
     HASHES_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     holder_id: str
     incarnation: int
     sequence: int
@@ -57,7 +58,8 @@ class KvEventBatch(_message.Message):
     hashes: _containers.RepeatedScalarFieldContainer[int]
     parents: _containers.RepeatedScalarFieldContainer[int]
     digests: _containers.RepeatedCompositeFieldContainer[TierDigest]
-    def __init__(self, holder_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., traceparent: _Optional[str] = ..., node: _Optional[str] = ..., ops: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[_Union[TierDigest, _Mapping]]] = ...) -> None: ...
+    address: str
+    def __init__(self, holder_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., traceparent: _Optional[str] = ..., node: _Optional[str] = ..., ops: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., hashes: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[_Union[TierDigest, _Mapping]]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class TierDigest(_message.Message):
     __slots__ = ("tier", "count", "sum_low", "sum_high")

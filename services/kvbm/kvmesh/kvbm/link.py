@@ -136,14 +136,18 @@ class Link:
         told = loop.time() + LINGER_S
         while True:
             try:
-                return await self._call(handle.release)
+                await self._call(handle.release)
+                break
             except TransferError as error:
                 # It cannot be cancelled while it runs.
                 await self.part(peer)
                 if loop.time() > told:
                     told = float("inf")
                     log.error("a read that was given up does not end; its slots stay taken", error=str(error))
-            await asyncio.sleep(POLL_S if state != "PROC" else 10 * POLL_S)
+            await asyncio.sleep(10 * POLL_S)
+        if state == "PROC":
+            # Cancelled is not ended: only without a connection does nothing come any more.
+            await self.part(peer)
 
     def _open(self) -> None:
         if self._agent is not None:

@@ -56,7 +56,9 @@ async def serve(config: Config) -> None:
         )
         _tell_of_nvme(store, settings)
         bus = Bus(config.nats.effective_url(), settings.id)
-        publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node)
+        # A port that the kernel chooses is nobody's to know; then the store is found by configuration alone.
+        address = f"{settings.advertised_host()}:{settings.port}" if settings.port else ""
+        publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node, address)
         link, channels = Link(store), Channels()
         lending, fetching = Lending(store, link), Fetching(store, link, channels)
         exposition = Exposition(store, lending, fetching)

@@ -30,11 +30,15 @@ class StorePublisher:
     Changes are drained and numbered on the loop alone, so that a snapshot and the batches around it agree.
     """
 
-    def __init__(self, store: StoreServer, bus: Bus, holder_id: str, incarnation: int, node: str) -> None:
+    def __init__(
+        self, store: StoreServer, bus: Bus, holder_id: str, incarnation: int, node: str, address: str
+    ) -> None:
         self._store = store
         self._closing = False
         self._following: list[asyncio.Task[None]] = []
-        self.publication = Publication(bus, holder_id, incarnation, node, self._chains, engine=False)
+        self.publication = Publication(
+            bus, holder_id, incarnation, node, self._chains, engine=False, address=address
+        )
 
     def start(self) -> None:
         """Publish changes as they come, until `close`."""

@@ -5,14 +5,15 @@ a holder that joins, or keeps no such old batches any more, is read whole from i
 batches show whether the index is what the holder has; if it is not, it is read anew. Until a holder's part
 is complete the index knows less of it than is true, and the worker is routed by load.
 
-Workers are known from discovery. A store (KVBM) is known by events below the device tier; the one this
-configuration names is watched through its gRPC health, and its blocks are forgotten when it dies.
+Workers are known from discovery. A store (KVBM) is known by events below the device tier, or by batches that
+say where it is reached. Those, and the one this configuration names, are watched through their gRPC health,
+and their blocks are forgotten when they die.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -106,7 +107,8 @@ class IndexFeed:
         self._holders: dict[str, Holder] = {}
         self._observers: dict[str, Observer] = {}
         self._repairs = asyncio.Semaphore(MAX_REPAIRS)
-        self._watching: asyncio.Task[None] | None = None
+        # By store.
+        self._watching: dict[str, asyncio.Task[None]] = {}
         self._metrics = metrics.router()
         self._counters = {verdict: self._metrics.batches.labels(verdict.value) for verdict in Verdict}
         self._generation = -1
@@ -120,10 +122,10 @@ class IndexFeed:
         self._discovery.subscribe(self._on_members)
         self._on_members()
         if self._store[0]:
-            self._watching = asyncio.create_task(self._watch_store(), name="index-store")
+            self._watch(*self._store)
 
     async def close(self) -> None:
-        await cancel(self._watching, *(holder.repairing for holder in self._holders.values()))
+        await cancel(*self._watching.values(), *(holder.repairing for holder in self._holders.values()))
 
     def observe(self, worker_id: str, observer: Observer) -> None:
         """Let `observer` follow a worker, whether or not it is known yet, through all of its lives."""
@@ -151,6 +153,28 @@ class IndexFeed:
         """Addresses of the stores on a node that answer."""
         stores = (holder for holder in self._holders.values() if not holder.engine and holder.node == node)
         return [store.address for store in stores if store.address]
+
+    def source_for(self, node: str, hashes: Sequence[int]) -> tuple[str, int]:
+        """The store of another node behind which most leading blocks of a prompt are, and how many.
+
+        They are counted as the engines of its node see them: what an engine has, its store mostly has, too.
+        ("", 0) where no other node has a store that answers.
+        """
+        elsewhere = {
+            holder.node: holder.address
+            for holder in self._holders.values()
+            if not holder.engine and holder.address and holder.node not in ("", node)
+        }
+        if not elsewhere or not hashes:
+            return "", 0
+        matched = self.index.match(hashes)
+        found = ("", 0)
+        for holder in self._holders.values():
+            if holder.engine and holder.node in elsewhere and holder.index_id in matched:
+                depth = matched[holder.index_id][2]
+                if depth > found[1]:
+                    found = (elsewhere[holder.node], depth)
+        return found
 
     def is_live(self, holder_id: str) -> bool:
         """Whether a holder's part of the index is complete."""
@@ -187,7 +211,12 @@ class IndexFeed:
             (tier, self.index.blocks(holder.index_id, name).tolist(), None)
             for tier, name in holder.tiers.items()
         ]
-        head = Head(holder_id=holder.id, incarnation=holder.stream.incarnation, node=holder.node)
+        head = Head(
+            holder_id=holder.id,
+            incarnation=holder.stream.incarnation,
+            node=holder.node,
+            address="" if holder.engine else holder.address,
+        )
         final = digests(self.index, holder.index_id, holder.tiers)
         return snapshot_batches(head, holder.stream.sequence, chains, final)
 
@@ -244,18 +273,20 @@ class IndexFeed:
         batch = KvEventBatch.FromString(payload)
         holder = self._holders.get(batch.holder_id)
         if holder is None:
-            if not _below_device(batch):
+            if not batch.address and not _below_device(batch):
                 # A worker that discovery does not know yet; its snapshot will hold this.
                 self._metrics.batches.labels("unknown").inc()
                 return
             holder = self._add(batch.holder_id, batch.node, engine=False)
+        if not holder.engine and batch.address and holder.id not in self._watching:
+            self._watch(holder.id, batch.address, batch.node)
         if holder.engine and batch.incarnation != holder.incarnation:
             self._counters[Verdict.STALE].inc()
             return
         self._receive(holder, batch)
         if holder.stream.live:
             return
-        if holder.address or holder.id == self._store[0]:
+        if holder.address or holder.id in self._watching:
             self._repair(holder)
         else:
             # A store nobody can ask: what it held before is unknown here, what follows is not.
@@ -347,9 +378,15 @@ class IndexFeed:
         if stream.live:
             log.info("holder indexed", holder=holder.id, blocks=self.blocks_of(holder.id))
 
-    async def _watch_store(self) -> None:
-        """Follow the configured store's life; there is no lease that would tell."""
-        store_id, address, node = self._store
+    def _watch(self, store_id: str, address: str, node: str) -> None:
+        watch = self._watch_store(store_id, address, node)
+        self._watching[store_id] = asyncio.create_task(watch, name=f"index-store-{store_id}")
+
+    async def _watch_store(self, store_id: str, address: str, node: str) -> None:
+        """Follow a store's life; there is no lease that would tell.
+
+        The configured one for ever, others until they are lost: their next batch says where they are then.
+        """
         holder = self._holders.get(store_id) or self._add(store_id, node, engine=False)
         # The published stubs know the synchronous API only.
         health: Any = health_pb2_grpc.HealthStub(self._channels.get(address))
@@ -368,6 +405,9 @@ class IndexFeed:
                 log.info("store lost", store=store_id)
                 holder.address = ""
                 holder.stream.forget()
+                if store_id != self._store[0]:
+                    del self._watching[store_id]
+                    return
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 

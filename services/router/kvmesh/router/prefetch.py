@@ -1,4 +1,5 @@
-"""Tells a store what a placed prompt will soon want from its lower tiers, while the request is on its way."""
+"""Tells a store what a placed prompt will soon want from its lower tiers, and which store of another node has
+more of it, while the request is on its way."""
 
 from __future__ import annotations
 
@@ -43,14 +44,20 @@ class Prefetches:
     ) -> None:
         """A prompt of these blocks will be computed on `worker`, which has `cached` tokens of it.
 
-        `within_ms` is the prediction of its first token. Nothing is sent where no lower tier has any of it.
+        `within_ms` is the prediction of its first token. Nothing is sent where neither a lower tier has any
+        of it nor another node's store more of it.
         """
-        if not (cached.nvme or cached.network):
-            return
         tokens = cached.device + cached.host + cached.nvme + cached.network
+        blocks = tokens // block_tokens
+        source, there = self._feed.source_for(worker.node, hashes)
+        if there <= blocks:
+            source = ""
+            if not (cached.nvme or cached.network):
+                return
         request = PrefetchRequest(
             model=worker.model.name,
-            hashes=hashes[: tokens // block_tokens],
+            hashes=hashes[: there if source else blocks],
+            source=source,
             within_ms=min(max(round(within_ms), 1), 3_600_000),
         )
         for address in self._feed.stores_of(worker.node):

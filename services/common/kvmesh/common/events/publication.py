@@ -44,6 +44,7 @@ class Head(TypedDict):
     holder_id: str
     incarnation: int
     node: str
+    address: str
 
 
 def subject(holder_id: str) -> str:
@@ -67,14 +68,16 @@ class Publication:
         chains: Callable[[], Iterable[Chain]],
         *,
         engine: bool,
+        address: str = "",
     ) -> None:
         """`chains` gives the holder's blocks of this moment; what it yields later must not change with them.
 
-        It may publish what is pending; events the holder told before must all be in it.
+        It may publish what is pending; events the holder told before must all be in it. `address` is where a
+        store is reached.
         """
         self._bus = bus
         self._subject = subject(holder_id)
-        self._head = Head(holder_id=holder_id, incarnation=incarnation, node=node)
+        self._head = Head(holder_id=holder_id, incarnation=incarnation, node=node, address=address)
         self._chains = chains
         self._tiers = ENGINE_TIERS if engine else STORE_TIERS
         self._index = PrefixIndex()
