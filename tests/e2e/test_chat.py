@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -189,3 +190,47 @@ def test_a_schema_that_cannot_be_compiled_is_the_clients_fault(split_mesh: Mesh)
     assert "city" in caught.value.message
     answer = split_mesh.chat("Say yes.", response_format={"type": "json_object"}, max_tokens=1)
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_anthropics_client_gets_a_call(split_mesh: Mesh) -> None:
+    wanted: Any = {"name": "Weather", "input_schema": Weather.model_json_schema()}
+    with (
+        anthropic.Anthropic(base_url=split_mesh.url, api_key="none", max_retries=0, timeout=120) as client,
+        client.messages.stream(
+            model=MODEL,
+            max_tokens=60,
+            messages=QUESTION,
+            tools=[wanted],
+            tool_choice={"type": "tool", "name": "Weather"},
+        ) as stream,
+    ):
+        message = stream.get_final_message()
+    (block,) = message.content
+    assert block.type == "tool_use"
+    assert message.stop_reason == "tool_use"
+    Weather.model_validate(block.input)
+
+
+def test_a_response_goes_through_a_tool(split_mesh: Mesh) -> None:
+    wanted: Any = {
+        "type": "function",
+        "name": "Weather",
+        "parameters": Weather.model_json_schema(),
+        "strict": True,
+    }
+    with client(split_mesh) as openai_:
+        with openai_.responses.stream(
+            model=MODEL, input=QUESTION, tools=[wanted], tool_choice="required", max_output_tokens=80
+        ) as stream:
+            first = stream.get_final_response()
+        call = first.output[0]
+        assert call.type == "function_call"
+        Weather.model_validate_json(call.arguments)
+        second = openai_.responses.parse(
+            model=MODEL,
+            previous_response_id=first.id,
+            input=[{"type": "function_call_output", "call_id": call.call_id, "output": "It is sunny."}],
+            text_format=City,
+            max_output_tokens=60,
+        )
+    assert isinstance(second.output_parsed, City)

@@ -442,3 +442,38 @@ async def test_without_keys_nothing_is_asked_for(nats: NatsServer, answer_ids: l
         assert running.worker.received[-1].cache_salt == ""
         await chat(running.front, None, kvmesh={"tenant": "acme"})
         assert running.worker.received[-1].cache_salt == "tenant:acme"
+
+
+async def test_responses_are_their_tenants_alone(one: Tenanted) -> None:
+    _, mine = await one.key(tenant="me")
+    _, theirs = await one.key(tenant="you")
+    http = one.front.http
+
+    def bearer(text: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {text}"}
+
+    body = {"model": MODEL, "input": "hello"}
+    first = (await http.post("/v1/responses", json=body, headers=bearer(mine))).json()
+    path = f"/v1/responses/{first['id']}"
+    assert (await http.get(path, headers=bearer(theirs))).status_code == 404
+    assert (await http.delete(path, headers=bearer(theirs))).status_code == 404
+    stolen = {**body, "previous_response_id": first["id"]}
+    assert (await http.post("/v1/responses", json=stolen, headers=bearer(theirs))).status_code == 404
+    assert (await http.post("/v1/responses", json=stolen, headers=bearer(mine))).status_code == 200
+    # One that goes on without its client is its tenant's still.
+    run = (await http.post("/v1/responses", json={**body, "background": True}, headers=bearer(mine))).json()
+    await eventually(lambda: one.front.gateway.runs.find("me", run["id"]) is None, 10, "the run to end")
+    ended = await http.get(f"/v1/responses/{run['id']}", headers=bearer(mine))
+    assert ended.json()["status"] == "completed"
+    assert {request.cache_salt for request in one.worker.received} == {"tenant:me"}
+
+
+async def test_anthropics_clients_are_told_in_their_way(one: Tenanted) -> None:
+    _, text = await one.key(models=("other",))
+    body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    closed = await one.front.http.post("/v1/messages", json=body)
+    assert (closed.status_code, closed.json()["error"]["type"]) == (401, "authentication_error")
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = await one.front.http.post(path, json=body, headers={"x-api-key": text})
+        assert answer.json()["error"]["type"] in ("permission_error", "not_found_error")
+    assert not one.worker.received

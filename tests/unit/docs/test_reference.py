@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from anthropic.types import message_create_params
+from openai.types.responses import response_create_params
 
 from kvmesh.common.errors import TABLE, ErrorCode
-from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest
+from kvmesh.frontend.anthropic import request as messages
+from kvmesh.frontend.protocol import Body, ChatCompletionRequest, CompletionRequest
 from kvmesh.frontend.protocol.body import REFUSED
+from kvmesh.frontend.responses import request as responses
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "docs" / "reference"
@@ -82,3 +86,29 @@ def test_api_page_lists_every_field_of_openai(section: str, schema: str) -> None
 
     page = documented()
     assert fields(schemas[schema]) <= (page["Both endpoints"] | page[section]).keys()
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "refused", "client"),
+    [
+        (
+            "Messages",
+            messages.MessagesRequest,
+            messages.REFUSED,
+            message_create_params.MessageCreateParamsBase,
+        ),
+        (
+            "Responses",
+            responses.ResponsesRequest,
+            responses.REFUSED,
+            response_create_params.ResponseCreateParamsBase,
+        ),
+    ],
+)
+def test_api_page_lists_every_field_of_the_other_apis(
+    section: str, kind: type[Body], refused: frozenset[str], client: type
+) -> None:
+    page = documented()[section]
+    assert {name for name, what in page.items() if what == "supported"} == set(kind.model_fields)
+    assert {name for name, what in page.items() if what == "refused"} == refused
+    assert client.__annotations__.keys() <= page.keys()

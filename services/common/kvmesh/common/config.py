@@ -112,6 +112,17 @@ class CorsConfig(Section):
     """seconds a browser may remember this"""
 
 
+class StoreConfig(Section):
+    """Answers that clients may come back to: those of /v1/responses."""
+
+    path: str = ""
+    """SQLite file; empty: `answers.db` in the state directory; `:memory:`: nothing outlives the process"""
+    max_age_s: float = Field(default=30 * 86_400.0, gt=0)
+    """an answer that nobody has asked for or continued for so long is forgotten"""
+    max_bytes: int = Field(default=1 * GIB, gt=0)
+    """bytes of all that is kept; those unused for longest are forgotten first"""
+
+
 class FrontendConfig(Listen):
     port: Port = 8001
     http_port: Port = 8000
@@ -135,6 +146,7 @@ class FrontendConfig(Listen):
     cors: CorsConfig = CorsConfig()
     request_timeout_s: float = Field(default=600.0, gt=0)
     """a request is ended after this long"""
+    store: StoreConfig = StoreConfig()
     drain_s: float = Field(default=30.0, ge=0)
     """longest wait for live requests at shutdown"""
 

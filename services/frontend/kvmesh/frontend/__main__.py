@@ -71,7 +71,8 @@ async def serve(config: Config) -> None:
         drain_s = config.frontend.drain_s
     finally:
         await models.close()
-        await _drain(mesh, http, server, drain_s)
+        await _drain(gateway, http, server, drain_s)
+        await gateway.close()
         await mesh.close()
         await tenants.close()
         await discovery.close()
@@ -89,14 +90,17 @@ async def _await_models(models: Models) -> None:
             await ready.wait()
 
 
-async def _drain(mesh: Mesh, http: HttpServer, server: lifecycle.RoleServer, drain_s: float) -> None:
+async def _drain(gateway: Gateway, http: HttpServer, server: lifecycle.RoleServer, drain_s: float) -> None:
     """Accept nothing new; live requests have `drain_s` seconds to finish, then they end with an error."""
     error = KvmeshError(
         ErrorCode.ERROR_CODE_UNAVAILABLE, "the frontend is shutting down; send the request again"
     )
-    timer = asyncio.get_running_loop().call_later(drain_s, mesh.abort_all, error)
+    timer = asyncio.get_running_loop().call_later(drain_s, gateway.mesh.abort_all, error)
     try:
-        await asyncio.gather(http.stop(drain_s + _LAST_WORDS_S), server.stop(drain_s + _LAST_WORDS_S))
+        stop_s = drain_s + _LAST_WORDS_S
+        await asyncio.gather(http.stop(stop_s), server.stop(stop_s))
+        # Those that nobody waits for.
+        await gateway.runs.ended()
     finally:
         timer.cancel()
 

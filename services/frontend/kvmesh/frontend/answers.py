@@ -44,6 +44,10 @@ class Answers:
         for session in self.sessions:
             session.close()
 
+    def matched(self, number: int) -> str | None:
+        """The stop string that ended an answer."""
+        return self._answers[number].matched
+
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """What comes of any of them, in the order in which it comes; it must be closed.
 

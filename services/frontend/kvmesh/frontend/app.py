@@ -14,7 +14,7 @@ from kvmesh.frontend.edge import Edge
 from kvmesh.frontend.failures import error_response
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.keep_alive import KeepAlive
-from kvmesh.frontend.routes import chat, completions, health, models, tokenize
+from kvmesh.frontend.routes import chat, completions, health, messages, models, responses, tokenize
 from kvmesh.frontend.shortcut import Shortcut
 from kvmesh.frontend.tenants.gate import Gate
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -26,6 +26,10 @@ _ENDPOINTS = frozenset(
         "/v1/models",
         "/v1/tokenize",
         "/v1/detokenize",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
         "/health",
         "/ready",
         "/metrics",
@@ -34,6 +38,8 @@ _ENDPOINTS = frozenset(
 _LOADED = {
     "/v1/chat/completions": chat.create_chat_completion,
     "/v1/completions": completions.create_completion,
+    "/v1/messages": messages.create_message,
+    "/v1/responses": responses.create_response,
 }
 # Headers that pages of other origins may read.
 _EXPOSED = (
@@ -60,7 +66,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    for part in (chat, completions, tokenize, models, health):
+    for part in (chat, completions, messages, responses, tokenize, models, health):
         app.include_router(part.router)
     inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
     if gateway.tenants is not None and gateway.tenants.required:

@@ -9,6 +9,9 @@ from kvmesh.common.config import Config, FrontendConfig
 from kvmesh.frontend.call import Call, bound_output, check_ids, check_prompt
 from kvmesh.frontend.mesh import Mesh
 from kvmesh.frontend.models import Model, Models
+from kvmesh.frontend.responses.kept import Kept
+from kvmesh.frontend.responses.runs import Runs
+from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
 from kvmesh.frontend.tenants.contract import CALLER, Caller
 from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
@@ -26,6 +29,24 @@ class Gateway:
         self.mesh = mesh
         self.tenants = tenants
         self._share_cache = config.tenants.share_cache
+        self.kept = Kept(SqliteStore(config.frontend.store, config.home), config.frontend.request_timeout_s)
+        self.runs = Runs()
+
+    def owner(self) -> str:
+        """Whose the current request's stored responses are: its key's tenant's, without keys nobody's."""
+        return CALLER.get().tenant
+
+    def model(self, name: str) -> Model:
+        """The model a client means. Raises KvmeshError, also where its key does not open it."""
+        model = self.models.resolve(name)
+        if self.tenants is not None:
+            self.tenants.check_model(CALLER.get(), self.models.names_of(model))
+        return model
+
+    async def close(self) -> None:
+        """Return when no response is generated in the background and all that was stored is on its medium."""
+        await self.runs.ended()
+        await self.kept.close()
 
     def call(
         self,

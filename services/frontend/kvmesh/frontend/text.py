@@ -53,6 +53,11 @@ class TextAnswer:
         self._shown = 0
         self._called = False
 
+    @property
+    def matched(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stops.matched
+
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer as it comes; starts the session, and ends it. Ends at a stop string, engines cancelled.
 

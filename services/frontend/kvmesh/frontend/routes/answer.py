@@ -77,7 +77,7 @@ class AnswerResponse(Response):
                     (b"cache-control", b"no-cache"),
                     # Proxies in front must not collect chunks.
                     (b"x-accel-buffering", b"no"),
-                    *self._ignored_header(),
+                    *ignored_header(self._ignored),
                 ],
             }
         )
@@ -125,7 +125,7 @@ class AnswerResponse(Response):
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
-            *self._ignored_header(),
+            *ignored_header(self._ignored),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -151,9 +151,10 @@ class AnswerResponse(Response):
             **({"service_tier": self._tier} if self._chat else {}),
         }
 
-    def _ignored_header(self) -> list[tuple[bytes, bytes]]:
-        """Names are the client's: encoded to be fit for a header, and bounded."""
-        if not self._ignored:
-            return []
-        names = [quote(name[:64], safe="") for name in self._ignored[:_MAX_IGNORED_NAMES]]
-        return [(b"x-kvmesh-ignored-params", ",".join(names).encode())]
+
+def ignored_header(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """Names are the client's: encoded to be fit for a header, and bounded."""
+    if not ignored:
+        return []
+    names = [quote(name[:64], safe="") for name in ignored[:_MAX_IGNORED_NAMES]]
+    return [(b"x-kvmesh-ignored-params", ",".join(names).encode())]

@@ -12,12 +12,10 @@ from starlette.responses import JSONResponse, Response
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.call import check_ids
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest
 from kvmesh.frontend.protocol.body import TokenId, parse, validate
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
-from kvmesh.frontend.tenants.contract import CALLER
 
 router = APIRouter()
 
@@ -52,7 +50,7 @@ async def tokenize(request: Request) -> Response:
     body, _ = parse(TokenizeRequest, await read_body(request, gateway.config.max_body_bytes))
     if (body.prompt is None) == (body.messages is None):
         raise invalid("prompt or messages is required, one of them", "prompt")
-    model = _model(gateway, body.model)
+    model = gateway.model(body.model)
     if body.prompt is not None:
         tokens = await model.tokenizer.encode(body.prompt, body.add_special_tokens)
     else:
@@ -68,14 +66,7 @@ async def detokenize(request: Request) -> Response:
     """The text of token ids: `text` as SGLang, `prompt` as vLLM calls it."""
     gateway: Gateway = request.app.state.gateway
     body, _ = parse(DetokenizeRequest, await read_body(request, gateway.config.max_body_bytes))
-    model = _model(gateway, body.model)
+    model = gateway.model(body.model)
     check_ids(model, body.tokens, "tokens")
     text = await model.tokenizer.decode(body.tokens, body.skip_special_tokens)
     return JSONResponse({"text": text, "prompt": text})
-
-
-def _model(gateway: Gateway, name: str) -> Model:
-    model = gateway.models.resolve(name)
-    if gateway.tenants is not None:
-        gateway.tenants.check_model(CALLER.get(), gateway.models.names_of(model))
-    return model

@@ -1,0 +1,136 @@
+"""An answer as Anthropic's message: whole, and as the events that build it up."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import orjson
+
+from kvmesh.frontend.calls import CallDelta
+from kvmesh.frontend.explain import usage
+from kvmesh.frontend.session import Session
+from kvmesh.frontend.text import Delta
+
+Event = dict[str, Any]
+
+
+class Message:
+    """Grows by the deltas of one answer; what each adds is returned as events, in the order of a stream."""
+
+    def __init__(self, model: str, session: Session, wanted_tokens: int) -> None:
+        """`wanted_tokens`: how long the client has allowed the answer to be."""
+        self._session = session
+        self._wanted = wanted_tokens
+        self._content: list[dict[str, Any]] = []
+        # The input of the call that is open, as JSON text.
+        self._input: list[str] = []
+        self._text: list[str] = []
+        # The number of the call that is open, as the answer counts them.
+        self._call = -1
+        self._open = False
+        self._head = {
+            "id": f"msg_{uuid.uuid4().hex[:24]}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+        }
+        self._end: dict[str, Any] = {"stop_reason": None, "stop_sequence": None}
+
+    def start(self) -> list[Event]:
+        """Once the first delta is there."""
+        message = {**self._head, "content": [], **self._end, "usage": self._usage()}
+        return [{"type": "message_start", "message": message}, {"type": "ping"}]
+
+    def add(self, delta: Delta) -> list[Event]:
+        events: list[Event] = []
+        if delta.text:
+            if not self._open or self._content[-1]["type"] != "text":
+                events += self._begin({"type": "text", "text": ""})
+            self._text.append(delta.text)
+            events.append(self._delta({"type": "text_delta", "text": delta.text}))
+        for piece in delta.calls:
+            events += self._add_call(piece)
+        return events
+
+    def finish(self, reason: str, matched: str | None) -> list[Event]:
+        """`reason` is chat's; `matched` the stop string that ended the answer."""
+        events = self._close()
+        self._end = {"stop_reason": self._stop_reason(reason, matched), "stop_sequence": matched}
+        events.append({"type": "message_delta", "delta": self._end, "usage": self._usage()})
+        events.append({"type": "message_stop"})
+        return events
+
+    def json(self) -> dict[str, Any]:
+        """The whole message; after `finish`."""
+        return {**self._head, "content": self._content, **self._end, "usage": self._usage()}
+
+    def _add_call(self, piece: CallDelta) -> list[Event]:
+        events: list[Event] = []
+        if piece.id:
+            self._call = piece.index
+            identity = f"toolu_{piece.id.removeprefix('call_')}"
+            events += self._begin({"type": "tool_use", "id": identity, "name": piece.name, "input": {}})
+        if piece.arguments:
+            self._input.append(piece.arguments)
+            events.append(self._delta({"type": "input_json_delta", "partial_json": piece.arguments}))
+        return events
+
+    def _begin(self, block: dict[str, Any]) -> list[Event]:
+        events = self._close()
+        self._content.append(block)
+        self._open = True
+        # A copy: the block goes on growing.
+        start = {"type": "content_block_start", "index": len(self._content) - 1, "content_block": {**block}}
+        return [*events, start]
+
+    def _delta(self, delta: dict[str, Any]) -> Event:
+        return {"type": "content_block_delta", "index": len(self._content) - 1, "delta": delta}
+
+    def _close(self) -> list[Event]:
+        if not self._open:
+            return []
+        self._open = False
+        block = self._content[-1]
+        if block["type"] == "text":
+            block["text"] = "".join(self._text)
+        else:
+            block["input"] = _parsed("".join(self._input))
+        self._text, self._input = [], []
+        return [{"type": "content_block_stop", "index": len(self._content) - 1}]
+
+    def _stop_reason(self, reason: str, matched: str | None) -> str:
+        if matched is not None:
+            return "stop_sequence"
+        if reason == "tool_calls":
+            return "tool_use"
+        if reason == "stop":
+            return "end_turn"
+        had = self._session.call.sampling.max_new_tokens
+        return "max_tokens" if had == self._wanted else "model_context_window_exceeded"
+
+    def _usage(self) -> dict[str, Any]:
+        used = usage([self._session])
+        cached = used.cached.device + used.cached.host + used.cached.nvme + used.cached.network
+        return {
+            # Anthropic's three kinds of input add up to the prompt.
+            "input_tokens": used.prompt_tokens - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": used.completion_tokens,
+            "service_tier": "standard",
+        }
+
+
+def event_bytes(events: list[Event]) -> bytes:
+    return b"".join(
+        b"event: %s\ndata: %s\n\n" % (event["type"].encode(), orjson.dumps(event)) for event in events
+    )
+
+
+def _parsed(text: str) -> Any:
+    """The input of a call; what was cut short by length is kept as it is, in a field of its own."""
+    try:
+        return orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        return {"partial_json": text}

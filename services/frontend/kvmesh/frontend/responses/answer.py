@@ -1,0 +1,82 @@
+"""A response sent to its client, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import orjson
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kvmesh.common import metrics, telemetry
+from kvmesh.frontend.client_watch import ClientWatch
+from kvmesh.frontend.responses.generation import Generation
+from kvmesh.frontend.responses.output import Event
+from kvmesh.frontend.routes.answer import ignored_header
+
+log = structlog.get_logger()
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Proxies in front must not collect chunks.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventsResponse(Response):
+    """A stream of events, which ends when its client leaves. An error before the first is raised."""
+
+    def __init__(self, events: AsyncGenerator[Event], ignored: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._events = events
+        self._ignored = ignored
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with ClientWatch(receive) as watch, aclosing(self._events) as events:
+            await self._send(events, send)
+        if watch.gone:
+            metrics.frontend().disconnects.inc()
+            log.info("client left", request_id=scope["state"]["request_id"])
+
+    async def _send(self, events: AsyncGenerator[Event], send: Send) -> None:
+        event = await anext(events, None)
+        headers = [*_HEADERS, *ignored_header(self._ignored)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while event is not None:
+            await send({"type": "http.response.body", "body": _event_bytes(event), "more_body": True})
+            event = await anext(events, None)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class WholeResponse(Response):
+    """Generates when it is sent: errors become a status of their own."""
+
+    def __init__(self, generation: Generation, ignored: Sequence[str]) -> None:
+        super().__init__()
+        self._generation = generation
+        self._ignored = ignored
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._generation.answers.call.request_id
+        async with ClientWatch(receive) as watch, aclosing(self._generation.events()) as events:
+            with telemetry.span("generate", request_id=request_id):
+                async for _ in events:
+                    pass
+            content = orjson.dumps(self._generation.response)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(content)),
+                *ignored_header(self._ignored),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": content})
+        if watch.gone:
+            metrics.frontend().disconnects.inc()
+            log.info("client left", request_id=request_id)
+
+
+def _event_bytes(event: Event) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), orjson.dumps(event))

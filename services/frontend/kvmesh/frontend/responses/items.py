@@ -1,0 +1,123 @@
+"""Items of an input, checked, kept, and as the messages of a chat body."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from kvmesh.common.errors import invalid
+from kvmesh.frontend.protocol.body import Body, List, unsupported
+
+_REFUSED_PARTS = {
+    "input_image": "the model takes no images",
+    "input_file": "the model takes no files",
+    "input_audio": "the model takes no audio",
+}
+_TEXTS = frozenset(("input_text", "output_text", "text"))
+
+
+class Part(Body):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Item(Body):
+    """Of any type; which fields it must have is checked by its type."""
+
+    type: str | None = None
+    id: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | List[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | List[Part] | None = None
+
+
+def checked_items(given: str | list[Item]) -> list[dict[str, Any]]:
+    """As they are kept and listed: all fields spelled out. Raises KvmeshError for what is not served."""
+    if isinstance(given, str):
+        given = [Item(role="user", content=given)]
+    return [_checked(f"input[{i}]", item) for i, item in enumerate(given)]
+
+
+def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`items`: checked, or an answer's own. Calls belong to the assistant's message before them."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    speaks = False
+    for item in items:
+        kind = item["type"]
+        if kind == "message":
+            messages.append({"role": item["role"], "content": "".join(map(_spelled, item["content"]))})
+            speaks = item["role"] == "assistant"
+        elif kind == "function_call":
+            if not speaks:
+                messages.append({"role": "assistant", "content": None})
+                speaks = True
+            function = {"name": item["name"], "arguments": item["arguments"]}
+            call = {"id": item["call_id"], "type": "function", "function": function}
+            messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            output = item["output"]
+            text = output if isinstance(output, str) else "".join(map(_spelled, output))
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
+            speaks = False
+    return messages
+
+
+def new_id(kind: str) -> str:
+    """`kind`: msg, fc, resp, ..."""
+    return f"{kind}_{uuid.uuid4().hex}"
+
+
+def _checked(place: str, item: Item) -> dict[str, Any]:
+    kind = item.type or "message"
+    if kind == "message":
+        if item.role is None:
+            raise invalid(f"{place}.role is required", f"{place}.role")
+        written = "output_text" if item.role == "assistant" else "input_text"
+        content = _parts(f"{place}.content", item.content, written)
+        identity = {"id": item.id or new_id("msg"), "type": kind, "role": item.role}
+        return {**identity, "status": "completed", "content": content}
+    if kind == "function_call":
+        if not item.call_id or not item.name or item.arguments is None:
+            raise invalid(f"{place} needs a call_id, a name and arguments", place)
+        identity = {"id": item.id or new_id("fc"), "type": kind, "call_id": item.call_id}
+        return {**identity, "status": "completed", "name": item.name, "arguments": item.arguments}
+    if kind == "function_call_output":
+        if not item.call_id:
+            raise invalid(f"{place}.call_id is required", f"{place}.call_id")
+        output = item.output
+        if not isinstance(output, str):
+            output = _parts(f"{place}.output", output, "input_text")
+        identity = {"id": item.id or new_id("fco"), "type": kind, "call_id": item.call_id}
+        return {**identity, "status": "completed", "output": output}
+    if kind == "reasoning":
+        # What a model has thought is not shown to it again.
+        return {"id": item.id or new_id("rs"), "type": kind, "summary": []}
+    raise unsupported(f"{place}.type", f"{kind!r} is not supported; use messages and function calls")
+
+
+def _parts(place: str, content: str | list[Part] | None, written: str) -> list[dict[str, Any]]:
+    if content is None:
+        raise invalid(f"{place} must be text", place)
+    parts = [Part(type=written, text=content)] if isinstance(content, str) else content
+    checked = []
+    for i, part in enumerate(parts):
+        if part.type == "refusal" and part.refusal is not None:
+            checked.append({"type": "refusal", "refusal": part.refusal})
+            continue
+        if part.type not in _TEXTS:
+            why = _REFUSED_PARTS.get(part.type, "the model takes text only")
+            raise unsupported(f"{place}[{i}].type", f"{part.type!r} is not supported: {why}")
+        if part.text is None:
+            raise invalid(f"{place}[{i}].text is required", f"{place}[{i}].text")
+        more = {"annotations": []} if written == "output_text" else {}
+        checked.append({"type": written, "text": part.text, **more})
+    return checked
+
+
+def _spelled(part: dict[str, Any]) -> str:
+    return part["refusal"] if part["type"] == "refusal" else part["text"]

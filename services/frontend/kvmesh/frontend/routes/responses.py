@@ -1,0 +1,132 @@
+"""POST /v1/responses, and what can be done with one that is stored."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from kvmesh.common.errors import invalid
+from kvmesh.frontend.gateway import Gateway
+from kvmesh.frontend.protocol import parse
+from kvmesh.frontend.responses.answer import EventsResponse, WholeResponse
+from kvmesh.frontend.responses.prepare import count, prepare
+from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesRequest
+from kvmesh.frontend.responses.response import LIVE
+from kvmesh.frontend.routes.answer import ignored_header
+from kvmesh.frontend.routes.body import read_body
+from kvmesh.frontend.routes.schema import body_schema
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
+async def create_response(request: Request) -> Response:
+    """Answer an input, or go on with a response that is stored."""
+    received = time.monotonic()
+    gateway: Gateway = request.app.state.gateway
+    body, _ = parse(ResponsesRequest, await read_body(request, gateway.config.max_body_bytes))
+    owner = gateway.owner()
+    generation = await prepare(gateway, body, request.state.request_id, owner, received=received)
+    ignored = body.ignored()
+    if body.background:
+        run = await gateway.runs.start(generation, owner)
+        if body.stream:
+            return EventsResponse(run.follow(), ignored)
+        headers = {name.decode(): value.decode() for name, value in ignored_header(ignored)}
+        return JSONResponse(generation.response, headers=headers)
+    if body.stream:
+        return EventsResponse(generation.events(), ignored)
+    return WholeResponse(generation, ignored)
+
+
+@router.post("/v1/responses/input_tokens", openapi_extra=body_schema(InputTokensRequest))
+async def count_input_tokens(request: Request) -> Response:
+    """Tokens of the prompt that a response would be given."""
+    gateway: Gateway = request.app.state.gateway
+    body, _ = parse(InputTokensRequest, await read_body(request, gateway.config.max_body_bytes))
+    tokens = await count(gateway, body, gateway.owner())
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+@router.get("/v1/responses/{id}")
+async def get_response(request: Request, id: str) -> Response:
+    """A stored response; with `stream`, the events of one that is generated in the background."""
+    gateway: Gateway = request.app.state.gateway
+    owner = gateway.owner()
+    kept = await gateway.kept.get(owner, id)
+    run = gateway.runs.find(owner, id)
+    if request.query_params.get("stream") != "true":
+        return JSONResponse(run.generation.response if run is not None else kept.response)
+    if run is None:
+        raise invalid("only a response that is being generated in the background can be streamed", "stream")
+    after = request.query_params.get("starting_after", "-1")
+    if not after.removeprefix("-").isdecimal():
+        raise invalid("starting_after must be a sequence number", "starting_after")
+    return EventsResponse(run.follow(max(-1, int(after))))
+
+
+@router.delete("/v1/responses/{id}")
+async def delete_response(request: Request, id: str) -> Response:
+    """Forget a response; one that is being generated is ended."""
+    gateway: Gateway = request.app.state.gateway
+    owner = gateway.owner()
+    await gateway.kept.delete(owner, id)
+    run = gateway.runs.find(owner, id)
+    if run is not None:
+        await run.cancel()
+    return JSONResponse({"id": id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{id}/cancel")
+async def cancel_response(request: Request, id: str) -> Response:
+    """End a response that is generated in the background; one that has ended stays as it is."""
+    gateway: Gateway = request.app.state.gateway
+    owner = gateway.owner()
+    kept = await gateway.kept.get(owner, id)
+    if not kept.response["background"]:
+        raise invalid("only a response that was asked for with `background` can be cancelled", "id")
+    run = gateway.runs.find(owner, id)
+    if run is not None:
+        await run.cancel()
+    elif kept.response["status"] in LIVE:
+        # At another frontend, which will find it so when it comes to the end.
+        kept.response["status"] = "cancelled"
+        await gateway.kept.put(owner, kept.response, kept.items)
+    return JSONResponse((await gateway.kept.get(owner, id)).response)
+
+
+@router.get("/v1/responses/{id}/input_items")
+async def list_input_items(request: Request, id: str) -> Response:
+    """The items of a stored response's own input, the last one first unless `order` is asc."""
+    gateway: Gateway = request.app.state.gateway
+    kept = await gateway.kept.get(gateway.owner(), id)
+    limit, order, after = _page(request)
+    items = kept.items if order == "asc" else kept.items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise invalid(f"after names {after!r}, which is not an item of this response", "after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    listed: dict[str, Any] = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(items) > len(page),
+    }
+    return JSONResponse(listed)
+
+
+def _page(request: Request) -> tuple[int, str, str | None]:
+    query = request.query_params
+    limit, order = query.get("limit", "20"), query.get("order", "desc")
+    if not limit.isdecimal() or not 1 <= int(limit) <= 100:
+        raise invalid("limit must be from 1 to 100", "limit")
+    if order not in ("asc", "desc"):
+        raise invalid("order must be asc or desc", "order")
+    return int(limit), order, query.get("after")

@@ -1,0 +1,1 @@
+"""What the frontend keeps of answers, for clients that come back to them."""

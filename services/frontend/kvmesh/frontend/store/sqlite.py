@@ -1,0 +1,183 @@
+"""Records in an SQLite file, which several processes may share. One thread speaks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from kvmesh.common.config import StoreConfig
+from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.frontend.store.contract import Record
+from kvmesh.v1.errors_pb2 import ErrorCode
+
+# Seconds that a process waits for another's write.
+_BUSY_S = 10.0
+_MEMORY = ":memory:"
+_COLUMNS = "kind, id, owner, body, parent, created"
+# `kept` is always the sum of all sizes, so that no write has to add them up.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    kind TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, parent TEXT NOT NULL,
+    created REAL NOT NULL, used REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (kind, id)
+);
+CREATE INDEX IF NOT EXISTS records_used ON records (used);
+CREATE TABLE IF NOT EXISTS kept (one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL);
+INSERT OR IGNORE INTO kept VALUES (1, 0);
+CREATE TRIGGER IF NOT EXISTS record_put AFTER INSERT ON records
+    BEGIN UPDATE kept SET bytes = bytes + new.size; END;
+CREATE TRIGGER IF NOT EXISTS record_gone AFTER DELETE ON records
+    BEGIN UPDATE kept SET bytes = bytes - old.size; END;
+"""
+_CHAIN = f"""
+WITH RECURSIVE chain(depth, {_COLUMNS}) AS (
+    SELECT 0, {_COLUMNS} FROM records WHERE kind = :kind AND id = :id AND owner = :owner
+    UNION ALL
+    SELECT chain.depth + 1, {", ".join(f"records.{name.strip()}" for name in _COLUMNS.split(","))}
+    FROM records JOIN chain ON records.id = chain.parent
+    WHERE records.kind = :kind AND records.owner = :owner AND chain.parent != '' AND chain.depth < :most
+)
+SELECT {_COLUMNS} FROM chain ORDER BY depth DESC
+"""
+
+Result = TypeVar("Result")
+
+
+class SqliteStore:
+    """Opened at its first use."""
+
+    def __init__(self, config: StoreConfig, home: Path, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: Unix time."""
+        self._max_bytes = config.max_bytes
+        self._max_age_s = config.max_age_s
+        self._path = config.path or str(home / "answers.db")
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._connection: sqlite3.Connection | None = None
+
+    async def put(self, record: Record) -> None:
+        size = len(record.body)
+        if size > self._max_bytes:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE,
+                f"an answer of {size} bytes is more than the {self._max_bytes} that are kept of all; "
+                "ask with `store` false",
+            )
+
+        def run(db: sqlite3.Connection) -> None:
+            now = self._clock()
+            row = (record.kind, record.id, record.owner, record.body, record.parent, record.created)
+            # Deleted first: REPLACE does not run the trigger of what it replaces.
+            db.execute("DELETE FROM records WHERE kind = ? AND id = ?", (record.kind, record.id))
+            self._evict(db, now, size)
+            db.execute(
+                f"INSERT INTO records ({_COLUMNS}, used, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, now, size),
+            )
+
+        await self._run(run)
+
+    async def chain(self, kind: str, owner: str, id: str, most: int) -> list[Record]:
+        def run(db: sqlite3.Connection) -> list[Record]:
+            where = {"kind": kind, "id": id, "owner": owner, "most": most}
+            self._evict(db, self._clock(), 0)
+            records = [Record(*row) for row in db.execute(_CHAIN, where)]
+            now = self._clock()
+            db.executemany(
+                "UPDATE records SET used = ? WHERE kind = ? AND id = ?",
+                [(now, kind, record.id) for record in records],
+            )
+            return records
+
+        records = await self._run(run)
+        if len(records) > most:
+            raise invalid(f"{id!r} continues more than {most} others; begin anew")
+        if records and records[0].parent:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_NOT_FOUND,
+                f"{id!r} continues {records[0].parent!r}, which is not kept any more; send the whole input",
+            )
+        return records
+
+    async def get(self, kind: str, owner: str, id: str) -> Record | None:
+        def run(db: sqlite3.Connection) -> Record | None:
+            now = self._clock()
+            self._evict(db, now, 0)
+            row = db.execute(
+                f"UPDATE records SET used = ? WHERE kind = ? AND id = ? AND owner = ? RETURNING {_COLUMNS}",
+                (now, kind, id, owner),
+            ).fetchone()
+            return Record(*row) if row else None
+
+        return await self._run(run)
+
+    async def delete(self, kind: str, owner: str, id: str) -> bool:
+        def run(db: sqlite3.Connection) -> bool:
+            where = (kind, id, owner)
+            return (
+                db.execute("DELETE FROM records WHERE kind = ? AND id = ? AND owner = ?", where).rowcount > 0
+            )
+
+        return await self._run(run)
+
+    async def close(self) -> None:
+        def run() -> None:
+            if self._connection is not None:
+                self._connection.close()
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        self._thread.shutdown()
+
+    def _evict(self, db: sqlite3.Connection, now: float, room: int) -> None:
+        """Until everything is young enough and `room` bytes more may come."""
+        db.execute("DELETE FROM records WHERE used < ?", (now - self._max_age_s,))
+        (kept,) = db.execute("SELECT bytes FROM kept").fetchone()
+        while kept + room > self._max_bytes:
+            (rowid, size) = db.execute(
+                "SELECT rowid, size FROM records ORDER BY used, rowid LIMIT 1"
+            ).fetchone()
+            db.execute("DELETE FROM records WHERE rowid = ?", (rowid,))
+            kept -= size
+
+    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        def run() -> Result:
+            try:
+                db = self._open()
+                # Taken for writing at once: two readers that both want to write would wait for each other.
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    result = work(db)
+                except BaseException:
+                    db.execute("ROLLBACK")
+                    raise
+                db.execute("COMMIT")
+                return result
+            except (sqlite3.Error, OSError) as error:
+                raise KvmeshError(
+                    ErrorCode.ERROR_CODE_UNAVAILABLE,
+                    f"answers cannot be kept in {self._path}: {error}; see `frontend.store.path`",
+                ) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            if self._path != _MEMORY:
+                # Conversations are their owners' alone.
+                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._path).touch(0o600)
+            db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.executescript(_SCHEMA)
+            except BaseException:
+                db.close()
+                raise
+            self._connection = db
+        return self._connection
