@@ -58,7 +58,7 @@ class ModelConfig(Section):
     context_length: int | None = Field(default=None, ge=16)
     """prompt plus output tokens; empty: what the model says"""
     tool_format: str = "auto"
-    """how it writes tool calls (docs/reference/text.md); `auto`: as its chat template shows; `none`: as text"""
+    """how it writes tool calls (docs/reference/text.md); `auto`: as its template says; `none`: as text"""
     reasoning_format: str = "auto"
     """how it marks reasoning; `auto` and `none` likewise"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
