@@ -18,5 +18,5 @@ def test_a_format_that_is_not_known(key: str) -> None:
     with pytest.raises(
         KvmeshError, match=rf"`model.{key}` 'hermse' is not known; one of: auto, none, "
     ) as caught:
-        Registration(config, Role.DECODE, "decode-0", 1, metrics.worker())
+        Registration(config, Role.DECODE, "decode-0", 1, metrics.worker("decode"))
     assert caught.value.code == ErrorCode.ERROR_CODE_INVALID_ARGUMENT
