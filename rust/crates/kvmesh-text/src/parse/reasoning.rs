@@ -72,10 +72,7 @@ impl ReasoningFormat {
     pub fn opened_by(&self, prompt: &str) -> Option<bool> {
         let prompt = prompt.trim_end();
         let closed = || prompt.ends_with(self.end).then_some(false);
-        prompt
-            .ends_with(self.start)
-            .then_some(true)
-            .or_else(closed)
+        prompt.ends_with(self.start).then_some(true).or_else(closed)
     }
 }
 
