@@ -47,6 +47,10 @@ class Tokenizer:
     def __init__(self, text: TextModel) -> None:
         self.text = text
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self.text.has_chat_template
+
     async def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a plain prompt, if `special` with the special tokens the model wants around it."""
         return await _run(len(text), partial(self.text.encode, text, special))
@@ -64,7 +68,7 @@ class Tokenizer:
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
         UNSUPPORTED when the model has no template.
         """
-        if not self.text.has_chat_template:
+        if not self.has_chat_template:
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_UNSUPPORTED,
                 "the model has no chat template; use /v1/completions",
