@@ -200,5 +200,7 @@ def test_bytes_of_sentence_pieces(tmp_path: Path) -> None:
     tokenizer.decoder = decoders.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.add_special_tokens([AddedToken("<▁s>")])
     model, _ = saved(tokenizer, tmp_path)
-    expected = [b" the", b"\xe4", b"x y", b"<0xZZ>", "<▁s>".encode(), b""]
+    expected = [b" the", b"\xe4", b"x y", b"<0xZZ>", b"< s>", b""]
+    # The decoder reads added tokens like all others.
+    assert tokenizer.decode([4], skip_special_tokens=False) == "< s>"
     assert [model.token(i)[1] for i in range(6)] == expected
