@@ -180,7 +180,7 @@ async def test_echo_alone(split: Split, stream: bool) -> None:
 
 
 async def test_an_impossible_token_is_still_json(split: Split, answer_ids: list[int]) -> None:
-    vocabulary = split.front.models.resolve(MODEL).tokenizer.vocabulary
+    text = split.front.models.resolve(MODEL).tokenizer.text
     never = TokenLogprob(logprob=float("-inf"), top_ids=[5], top_logprobs=[float("-inf")])
-    written = chat_logprobs([score(vocabulary, answer_ids[0], never, 0)])["content"][0]
+    written = chat_logprobs([score(text, answer_ids[0], never, 0)])["content"][0]
     assert written["logprob"] == written["top_logprobs"][0]["logprob"] == -9999.0

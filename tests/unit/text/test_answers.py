@@ -74,6 +74,18 @@ def test_stop_strings_like_searching_the_whole_text(smol: TextModel, seed: int) 
         assert (answer.content, answer.stream.matched) == (text[: end + length], stop)
 
 
+def letter_by_letter(model: TextModel, text: str, stops: list[str]) -> tuple[str, str | None]:
+    answer = Answer(model, [model.encode(letter) for letter in text], stops=stops)
+    return answer.content, answer.stream.matched
+
+
+def test_stop_strings_with_false_starts(smol: TextModel) -> None:
+    assert letter_by_letter(smol, "aaaab", ["aab"]) == ("aa", "aab")
+    assert letter_by_letter(smol, "EN ENEN EEND x", ["END"]) == ("EN ENEN E", "END")
+    assert letter_by_letter(smol, "hello world", ["world", "o w"]) == ("hell", "o w")
+    assert letter_by_letter(smol, "ends in </sto", ["</stop>"]) == ("ends in </sto", None)
+
+
 def test_nothing_held_back_without_reason(smol: TextModel) -> None:
     stream = TextStream(smol, stops=["\n\n"])
     assert stream.feed(smol.encode("abc")).content == "abc"

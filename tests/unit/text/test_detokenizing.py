@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fixtures.frontend import model_path
 from kvmesh.core import TextModel, TextStream
@@ -183,3 +183,24 @@ def test_special_and_unknown_tokens(smol: tuple[TextModel, Tokenizer]) -> None:
     assert model.token(end) == ("<|im_end|>", b"<|im_end|>")
     assert model.token(2**31) == ("", b"")
     assert model.token_id("no such token") is None
+
+
+def test_every_byte_has_a_token(tmp_path: Path) -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(sorted(alphabet))}, []))
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    model, _ = saved(tokenizer, tmp_path)
+    assert {model.token(token)[1] for token in range(256)} == {bytes([byte]) for byte in range(256)}
+
+
+def test_bytes_of_sentence_pieces(tmp_path: Path) -> None:
+    pieces = ["▁the", "<0xE4>", "x▁y", "<0xZZ>"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens([AddedToken("<▁s>")])
+    model, _ = saved(tokenizer, tmp_path)
+    expected = [b" the", b"\xe4", b"x y", b"<0xZZ>", b"< s>", b""]
+    # The decoder reads added tokens like all others.
+    assert tokenizer.decode([4], skip_special_tokens=False) == "< s>"
+    assert [model.token(i)[1] for i in range(6)] == expected

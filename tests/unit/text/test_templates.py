@@ -194,12 +194,12 @@ def test_directories_that_are_no_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "tools", "reasoning", "opens"),
     [
-        ("llama", "llama3", None, False),
-        ("qwen", "hermes", "think", False),
-        ("mistral", "mistral", None, False),
-        ("mixed", None, None, False),
+        ("llama", "llama3", None, None),
+        ("qwen", "hermes", "think", None),
+        ("mistral", "mistral", None, None),
+        ("mixed", None, None, None),
         ("r1", None, "think", True),
-        ("default", None, None, False),
+        ("default", None, None, None),
     ],
 )
 def test_formats_are_those_of_the_template(
@@ -207,10 +207,25 @@ def test_formats_are_those_of_the_template(
     template: str,
     tools: str | None,
     reasoning: str | None,
-    opens: bool,
+    opens: bool | None,
 ) -> None:
     model = models[template][0]
     assert (model.tool_format, model.reasoning_format) == (tools, reasoning)
     prompt = model.encode_chat(b'[{"role": "user", "content": "a long question " }]')
     assert model.opens_reasoning(prompt) is opens
     assert model.opens_reasoning(prompt[-16:]) is opens
+
+
+def test_prompts_that_open_or_close_reasoning(
+    models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]],
+) -> None:
+    model = models["qwen"][0]
+    messages = b'[{"role": "user", "content": "x"}]'
+    closed = model.encode_chat(messages, args_json=b'{"enable_thinking": false}')
+    assert model.opens_reasoning(closed) is False
+    assert model.opens_reasoning(closed, "mistral") is None
+    opened = models["r1"][0].encode_chat(messages)
+    assert models["default"][0].opens_reasoning(opened) is None
+    assert models["default"][0].opens_reasoning(opened, "deepseek-r1") is True
+    with pytest.raises(ValueError, match="no such reasoning format"):
+        model.opens_reasoning(opened, "no")

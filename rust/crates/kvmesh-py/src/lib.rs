@@ -35,6 +35,14 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<text::PyTextModel>()?;
     module.add_class::<text::PyTextStream>()?;
     module.add_class::<text::PyTextDelta>()?;
+    module.add(
+        "TOOL_FORMATS",
+        kvmesh_text::ToolFormat::all_names().collect::<Vec<_>>(),
+    )?;
+    module.add(
+        "REASONING_FORMATS",
+        kvmesh_text::ReasoningFormat::names().collect::<Vec<_>>(),
+    )?;
     module.add_class::<select::PySelector>()?;
     module.add_class::<select::PyPlaced>()?;
     module.add_class::<select::PyRefused>()?;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use kvmesh_text::{Conversation, Delta, StreamOptions, TextModel, TextStream};
+use kvmesh_text::{Conversation, Delta, ReasoningFormat, StreamOptions, TextModel, TextStream};
 use pyo3::{
     prelude::*,
     types::{PyBytes, PyTuple},
@@ -129,9 +129,20 @@ impl PyTextModel {
         self.0.vocabulary().is_special(token_id)
     }
 
-    /// Whether a prompt ends within reasoning, so that its answer begins there; its last 16 tokens are enough.
-    fn opens_reasoning(&self, token_ids: Tokens) -> bool {
-        self.0.opens_reasoning(&token_ids.0)
+    /// Whether a prompt ends within reasoning of a format (None: `reasoning_format`), so that its answer begins there;
+    /// its last 16 tokens are enough. None where it ends with neither mark. Raises ValueError for a format of no known
+    /// name.
+    #[pyo3(signature = (token_ids, reasoning_format=None))]
+    fn opens_reasoning(
+        &self,
+        token_ids: Tokens,
+        reasoning_format: Option<&str>,
+    ) -> PyResult<Option<bool>> {
+        let format = match reasoning_format {
+            Some(name) => Some(ReasoningFormat::parse(name).map_err(to_py)?),
+            None => self.0.reasoning_format(),
+        };
+        Ok(format.and_then(|format| self.0.opens_reasoning(&token_ids.0, format)))
     }
 }
 

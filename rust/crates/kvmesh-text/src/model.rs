@@ -101,10 +101,10 @@ impl TextModel {
         text
     }
 
-    /// Whether a prompt ends within reasoning, so that its answer begins there; its last tokens are enough.
-    pub fn opens_reasoning(&self, prompt: &[u32]) -> bool {
+    /// Whether a prompt ends within reasoning of a format, so that its answer begins there; its last tokens are enough.
+    /// `None` where it does not say: it ends with neither mark.
+    pub fn opens_reasoning(&self, prompt: &[u32], format: ReasoningFormat) -> Option<bool> {
         let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
-        self.reasoning_format
-            .is_some_and(|format| format.opened_by(&self.decode(tail, false)))
+        format.opened_by(&self.decode(tail, false))
     }
 }

@@ -1,6 +1,6 @@
 //! One answer: token ids in, what a client sees out.
 
-use kvmesh_core::{Error, Result};
+use kvmesh_core::Result;
 
 use crate::{
     detokenizer::Detokenizer,
@@ -58,12 +58,12 @@ impl TextStream {
         let tools = options
             .tool_format
             .as_deref()
-            .map(tools_named)
+            .map(ToolFormat::parse)
             .transpose()?;
         let reasoning = options
             .reasoning_format
             .as_deref()
-            .map(reasoning_named)
+            .map(ReasoningFormat::parse)
             .transpose()?;
         let vocabulary = model.vocabulary();
         let marks = tools.into_iter().flat_map(ToolFormat::markers);
@@ -171,14 +171,4 @@ impl TextStream {
             None => delta.content.push_str(text),
         }
     }
-}
-
-fn tools_named(name: &str) -> Result<&'static ToolFormat> {
-    ToolFormat::named(name)
-        .ok_or_else(|| Error::invalid("no such tool-call format").with_context("name", name))
-}
-
-fn reasoning_named(name: &str) -> Result<ReasoningFormat> {
-    ReasoningFormat::named(name)
-        .ok_or_else(|| Error::invalid("no such reasoning format").with_context("name", name))
 }

@@ -57,6 +57,10 @@ class ModelConfig(Section):
     """further names of the model"""
     context_length: int | None = Field(default=None, ge=16)
     """prompt plus output tokens; empty: what the model says"""
+    tool_format: str = "auto"
+    """how it writes tool calls (docs/reference/text.md); `auto`: as its template says; `none`: as text"""
+    reasoning_format: str = "auto"
+    """how it marks reasoning; `auto` and `none` likewise"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """number format of weights and KV"""
 

@@ -55,20 +55,24 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., nvme: _Optional[int] = ..., network: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases")
+    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FORMAT_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     context_length: int
     vocab_size: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    tool_format: str
+    reasoning_format: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ...) -> None: ...
 
 class KvInfo(_message.Message):
     __slots__ = ("page_size", "total_blocks", "block_bytes", "namespace")

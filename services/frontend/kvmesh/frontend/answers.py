@@ -48,6 +48,11 @@ class Answers:
         """The stop string that ended an answer."""
         return self._answers[number].matched
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of all answers, as far as they have come."""
+        return sum(answer.reasoning_tokens for answer in self._answers)
+
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """What comes of any of them, in the order in which it comes; it must be closed.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.session import Session
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.frontend_pb2 import Explanation, TimingMs, Usage
@@ -13,16 +13,17 @@ from kvmesh.v1.frontend_pb2 import Explanation, TimingMs, Usage
 _TIERS = ("device", "host", "nvme", "network")
 
 
-def usage(sessions: Sequence[Session], choices: int = 1) -> Usage:
+def usage(answers: Answers) -> Usage:
     """Tokens of prompts and answers, as far as the answers have come.
 
-    `sessions`: of each prompt its `choices`, prompt after prompt. A prompt counts once, cached as far as
-    none of its choices had to compute it.
+    A prompt counts once, cached as far as none of its choices had to compute it.
     """
+    sessions, choices = answers.sessions, answers.choices
     prompts = [sessions[i : i + choices] for i in range(0, len(sessions), choices)]
     used = Usage(
         prompt_tokens=sum(len(each[0].call.token_ids) for each in prompts),
         completion_tokens=sum(session.output_tokens for session in sessions),
+        reasoning_tokens=answers.reasoning_tokens,
     )
     for each in prompts:
         least = min((session.attempt.cached for session in each), key=_all_tiers)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.call import Call
-from kvmesh.frontend.calls import CallArray, CallParser, NamedCall
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
 from kvmesh.frontend.protocol.generation import choice_seed
 from kvmesh.frontend.tenants.charge import Share
-from kvmesh.frontend.text import TextOptions
+from kvmesh.frontend.text import Reading, TextOptions
 from kvmesh.v1.engine_pb2 import SamplingParams
+
+# Of the prompt's tokens, those that say whether the answer begins within reasoning.
+_TAIL = 16
 
 
 async def chat_answers(
@@ -31,12 +33,8 @@ async def chat_answers(
     calls = _Calls(gateway, body, request_id, received, timeout_s)
     prompt = await calls.model.tokenizer.encode_chat(conversation, template_args)
     calls.add(prompt, "messages")
-    stops, parser = body.stops(), _call_parser(body)
-
-    def options(_: int) -> TextOptions:
-        return TextOptions(stops, parser=parser() if parser else None)
-
-    return Answers(gateway.mesh, calls.calls, options, calls.choices)
+    options = TextOptions(body.stops(), reading=_reading(body, calls, prompt))
+    return Answers(gateway.mesh, calls.calls, lambda _: options, calls.choices)
 
 
 async def completion_answers(
@@ -58,7 +56,7 @@ async def completion_answers(
             texts.append(prompt)
         else:
             calls.add(prompt, "prompt", ids_from_client=True, default_output=DEFAULT_MAX_TOKENS)
-            texts.append(tokenizer.fast.decode(prompt) if body.echo else "")
+            texts.append(tokenizer.text.decode(prompt) if body.echo else "")
     stops = body.stops()
 
     def options(number: int) -> TextOptions:
@@ -112,6 +110,11 @@ class _Calls:
         self.choices = body.n or 1
         self.calls: list[Call] = []
 
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer is bound from its first token on, which leaves no room for reasoning."""
+        return self._sampling.constraint.WhichOneof("kind") not in (None, "structural_tag")
+
     def add(
         self,
         token_ids: Sequence[int],
@@ -154,11 +157,19 @@ class _Calls:
         return sampling
 
 
-def _call_parser(body: ChatCompletionRequest) -> Callable[[], CallParser] | None:
-    """For an answer that is constrained to be calls."""
-    if not body.must_call():
-        return None
+def _reading(body: ChatCompletionRequest, calls: _Calls, prompt: Sequence[int]) -> Reading:
+    """What the answer to a prompt is looked through for."""
     named = body.forced_function()
-    if named is None:
-        return CallArray
-    return lambda: NamedCall(named.name)
+    if named is not None:
+        return Reading(named_function=named.name)
+    functions = [function.name for function in body.functions()]
+    if body.must_call():
+        return Reading("json", functions)
+    model = calls.model
+    reading = Reading(reasoning_format=model.reasoning_format)
+    if functions:
+        reading.tool_format, reading.functions = model.tool_format, functions
+    if model.reasoning_format is not None:
+        begins = model.tokenizer.text.opens_reasoning(prompt[-_TAIL:], model.reasoning_format)
+        reading.in_reasoning = False if calls.constrained else begins
+    return reading

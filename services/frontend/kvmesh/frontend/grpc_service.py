@@ -55,6 +55,7 @@ class FrontendService(FrontendServiceServicer):
                     response = ChatResponse(
                         index=number,
                         text=delta.text,
+                        reasoning=delta.reasoning,
                         finish_reason=delta.finish_reason,
                         tool_calls=[
                             ToolCallDelta(index=c.index, id=c.id, name=c.name, arguments=c.arguments)
@@ -136,7 +137,7 @@ async def _deltas(answers: Answers) -> AsyncGenerator[tuple[int, Delta, bool]]:
 
 
 def _end(response: Any, answers: Answers) -> None:
-    response.usage.CopyFrom(usage(answers.sessions, answers.choices))
+    response.usage.CopyFrom(usage(answers))
     if answers.call.explain:
         response.kvmesh.CopyFrom(explanation(answers.sessions[0]))
 

@@ -12,6 +12,7 @@ import structlog
 
 from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
+from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
 from kvmesh.frontend.tokenizer import Tokenizer, load_tokenizer
 from kvmesh.v1.common_pb2 import (
     ROLE_AGGREGATED,
@@ -43,6 +44,9 @@ class Model:
     created: int
     # Changes with the model and how it is served: seeds hold as long as it does not.
     fingerprint: str
+    # How it writes tool calls and marks reasoning; None: both are text.
+    tool_format: str | None = None
+    reasoning_format: str | None = None
 
 
 class Models:
@@ -161,7 +165,15 @@ class Models:
         if old and old.info == info and old.kv == kv and old.tokenizer is tokenizer:
             return old
         created = self._created.setdefault(name, int(time.time()))
-        return Model(info, kv, tokenizer, created, _fingerprint(info, kv))
+        return Model(
+            info,
+            kv,
+            tokenizer,
+            created,
+            _fingerprint(info, kv),
+            _format(info.tool_format, tokenizer.text.tool_format, TOOL_FORMATS),
+            _format(info.reasoning_format, tokenizer.text.reasoning_format, REASONING_FORMATS),
+        )
 
     def _want_tokenizer(self, path: str) -> None:
         if path in self._tokenizers or path in self._loading:
@@ -181,6 +193,15 @@ class Models:
         finally:
             del self._loading[path]
         self._settle()
+
+
+def _format(wanted: str, shown: str | None, known: list[str]) -> str | None:
+    """What workers say, or else what the template shows."""
+    if wanted and wanted not in known:
+        if wanted != "none":
+            log.warning("format not known here, so what it marks is text", format=wanted)
+        return None
+    return wanted or shown
 
 
 def _fingerprint(info: ModelInfo, kv: KvInfo) -> str:

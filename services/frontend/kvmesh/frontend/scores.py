@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvmesh.frontend.token_bytes import TokenBytes
+from kvmesh.core import TextModel
 from kvmesh.v1.engine_pb2 import TokenLogprob
 
 # What JSON has for minus infinity, by OpenAI's convention.
@@ -28,12 +28,12 @@ class Score:
 class Scores:
     """Of one answer. Those of tokens whose text is held back wait: a client gets both together."""
 
-    def __init__(self, vocabulary: TokenBytes) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, model: TextModel) -> None:
+        self._model = model
         self._waiting: deque[Score] = deque()
 
     def add(self, token: int, logprob: TokenLogprob | None, start: int) -> None:
-        self._waiting.append(score(self._vocabulary, token, logprob, start))
+        self._waiting.append(score(self._model, token, logprob, start))
 
     def take(self, shown: int) -> list[Score]:
         """Of the tokens that begin in the first `shown` characters."""
@@ -48,15 +48,17 @@ class Scores:
         return taken
 
 
-def score(vocabulary: TokenBytes, token: int, logprob: TokenLogprob | None, start: int) -> Score:
+def score(model: TextModel, token: int, logprob: TokenLogprob | None, start: int) -> Score:
+    """A token's, by itself or, without `logprob`, as the first of a prompt."""
+    spelled = model.token(token)[1]
     if logprob is None:
-        return Score(vocabulary.of(token), start, None, ())
+        return Score(spelled, start, None, ())
     top = zip(logprob.top_ids, logprob.top_logprobs, strict=True)
     return Score(
-        vocabulary.of(token),
+        spelled,
         start,
         max(logprob.logprob, _IMPOSSIBLE),
-        [(vocabulary.of(one), max(value, _IMPOSSIBLE)) for one, value in top],
+        [(model.token(one)[1], max(value, _IMPOSSIBLE)) for one, value in top],
     )
 
 

@@ -41,6 +41,11 @@ class ChunkWriter:
             return self._before + orjson.dumps(piece) + self._after
         return self._before + orjson.dumps(piece) + self._close + self._logprobs(scores) + _OPEN + self._end
 
+    def reasoning(self, piece: str, scores: Sequence[Score] = ()) -> bytes:
+        """What the model thought, of a chat choice."""
+        delta = orjson.dumps({"reasoning_content": piece})
+        return self._delta + delta + self._logprobs(scores) + _OPEN + self._end
+
     def calls(self, deltas: Sequence[CallDelta], scores: Sequence[Score] = ()) -> bytes:
         """Pieces of tool calls, of a chat choice."""
         delta = orjson.dumps({"tool_calls": [_call_chunk(delta) for delta in deltas]})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kvmesh.core import TextDelta, TextModel, TextStream
 from kvmesh.frontend.attempt import Output
-from kvmesh.frontend.calls import CallDelta, CallParser
-from kvmesh.frontend.detokenizer import Detokenizer
+from kvmesh.frontend.calls import CallDelta, NamedCall
 from kvmesh.frontend.scores import Score, Scores, score
 from kvmesh.frontend.session import Session
-from kvmesh.frontend.stop import StopStrings
 from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
 
 
@@ -19,9 +18,25 @@ class Delta:
     """What an answer has grown by. `finish_reason` is set in the last one, and only there."""
 
     text: str = ""
+    reasoning: str = ""
     calls: Sequence[CallDelta] = ()
     scores: Sequence[Score] = ()
     finish_reason: str = ""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What an answer's text is looked through for; names of formats as in docs/reference/text.md."""
+
+    # Calls of these functions; without a format they are text.
+    tool_format: str | None = None
+    functions: Sequence[str] = ()
+    # Without a format reasoning is text.
+    reasoning_format: str | None = None
+    # Whether the answer begins within reasoning; None: as the format's name says.
+    in_reasoning: bool | None = None
+    # All of the text is the arguments of this function.
+    named_function: str | None = None
 
 
 @dataclass(slots=True)
@@ -33,8 +48,7 @@ class TextOptions:
     echo: str | None = None
     # Nothing but the prompt was asked for.
     silent: bool = False
-    # The answer is calls.
-    parser: CallParser | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 class TextAnswer:
@@ -43,20 +57,30 @@ class TextAnswer:
     def __init__(self, session: Session, options: TextOptions) -> None:
         self.session = session
         self._options = options
-        self._tokenizer = session.call.model.tokenizer
-        self._detokenizer = Detokenizer(self._tokenizer.fast)
-        self._stops = StopStrings(options.stops)
+        reading, stops = options.reading, list(options.stops)
+        self._model = session.call.model.tokenizer.text
+        self._stream = TextStream(
+            self._model,
+            stops,
+            reading.tool_format,
+            list(reading.functions),
+            reading.reasoning_format,
+            reading.in_reasoning,
+        )
+        named = reading.named_function
+        self._named = NamedCall(named) if named is not None else None
         self._scored = session.call.sampling.HasField("top_logprobs")
-        self._scores = Scores(self._tokenizer.vocabulary) if self._scored else None
-        self._offset = 0
-        self._written = 0
-        self._shown = 0
+        self._scores = _ScoredText(self._model, stops) if self._scored else None
         self._called = False
 
     @property
     def matched(self) -> str | None:
         """The stop string that ended the answer."""
-        return self._stops.matched
+        return self._stream.matched
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._stream.reasoning_tokens
 
     async def deltas(self) -> AsyncGenerator[Delta]:
         """The answer as it comes; starts the session, and ends it. Ends at a stop string, engines cancelled.
@@ -76,7 +100,7 @@ class TextAnswer:
             delta = self._feed(output)
             if delta is not None:
                 yield delta
-            if self._stops.matched is not None:
+            if self._stream.matched is not None:
                 break
         delta = self._end()
         session.close()
@@ -90,48 +114,65 @@ class TextAnswer:
             tokens = tokens[:-1] if tokens[-1] == finish.matched_token_id else tokens
         if not tokens:
             return None
-        if self._scores is None:
-            return self._delta(self._stops.feed(self._detokenizer.feed(tokens)), ())
-        text = ""
-        for i, token in enumerate(tokens):
-            logprob = output.logprobs[i] if i < len(output.logprobs) else None
-            self._scores.add(token, logprob, self._offset + self._written)
-            piece = self._detokenizer.feed((token,))
-            self._written += len(piece)
-            text += self._stops.feed(piece)
-        self._shown += len(text)
-        return self._delta(text, self._scores.take(self._offset + self._shown))
+        scores = self._scores.feed(Output(tokens, output.logprobs)) if self._scores is not None else ()
+        return self._delta(self._stream.feed(tokens), scores)
 
     def _end(self) -> Delta:
-        text, scores = "", []
-        if self._stops.matched is None:
-            text = self._stops.feed(self._detokenizer.flush())
-            text += self._stops.flush()
-            if self._scores is not None and self._stops.matched is None:
-                scores = self._scores.rest()
-        delta = self._delta(text, scores) or Delta()
+        stream = self._stream
+        rest = stream.flush()
+        stopped = stream.matched is not None
+        scores = self._scores.flush() if self._scores is not None else ()
+        delta = self._delta(rest, scores) or Delta()
         finish = self.session.finish
-        stopped = self._stops.matched is not None or (
-            finish is not None and finish.reason == FINISH_REASON_STOP
-        )
+        stopped = stopped or (finish is not None and finish.reason == FINISH_REASON_STOP)
         delta.finish_reason = ("tool_calls" if self._called else "stop") if stopped else "length"
         return delta
 
-    def _delta(self, text: str, scores: Sequence[Score]) -> Delta | None:
-        if self._options.parser is not None:
-            calls = self._options.parser.feed(text)
-            self._called = self._called or bool(calls)
-            return Delta(calls=calls, scores=scores) if calls or scores else None
-        return Delta(text, scores=scores) if text or scores else None
+    def _delta(self, piece: TextDelta, scores: Sequence[Score]) -> Delta | None:
+        if not piece and not scores:
+            return None
+        text = piece.content
+        if self._named is not None:
+            text, calls = "", self._named.feed(text)
+        else:
+            calls = [CallDelta(index, i or "", name or "", a) for index, i, name, a in piece.tool_calls]
+        self._called = self._called or bool(calls)
+        return Delta(text, piece.reasoning, calls, scores)
 
     def _prompt(self, text: str) -> Delta:
-        self._offset = len(text)
-        if not self._scored:
+        if self._scores is None:
             return Delta(text)
+        self._scores.offset = len(text)
         logprobs = [None, *self.session.attempt.prompt_logprobs]
-        spelled = Detokenizer(self._tokenizer.fast)
+        spelled = TextStream(self._model)
         scores, start = [], 0
         for token, logprob in zip(self.session.call.token_ids, logprobs, strict=False):
-            scores.append(score(self._tokenizer.vocabulary, token, logprob, start))
-            start += len(spelled.feed((token,)))
+            scores.append(score(self._model, token, logprob, start))
+            start += len(spelled.feed((token,)).content)
         return Delta(text, scores=scores)
+
+
+class _ScoredText:
+    """Where in an answer each token's text begins, and when it is shown."""
+
+    def __init__(self, model: TextModel, stops: list[str]) -> None:
+        # All text as it is, and as far as no stop string can begin in it.
+        self._all, self._safe = TextStream(model), TextStream(model, stops)
+        self._scores = Scores(model)
+        self._written = self._shown = 0
+        self.offset = 0
+        """characters before the answer"""
+
+    def feed(self, output: Output) -> list[Score]:
+        """Those of the tokens whose text can be shown now."""
+        for i, token in enumerate(output.token_ids):
+            logprob = output.logprobs[i] if i < len(output.logprobs) else None
+            self._scores.add(token, logprob, self.offset + self._written)
+            self._written += len(self._all.feed((token,)).content)
+        self._shown += len(self._safe.feed(output.token_ids).content)
+        return self._scores.take(self.offset + self._shown)
+
+    def flush(self) -> list[Score]:
+        """Those of the rest of the text, once no more tokens come."""
+        self._safe.flush()
+        return self._scores.rest() if self._safe.matched is None else []

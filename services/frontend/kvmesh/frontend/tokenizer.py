@@ -1,60 +1,69 @@
 """A model's tokenizer and chat template, read from the files its workers name.
 
-Only tokenizer files are needed, no weights; nothing here imports torch for a model that has a
+Only tokenizer files are needed, no weights; nothing here imports transformers for a model that has a
 `tokenizer.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
-import jinja2
-from tokenizers import Tokenizer as FastTokenizer
+import orjson
 
 from kvmesh.common.errors import KvmeshError, invalid
-from kvmesh.frontend.token_bytes import TokenBytes
+from kvmesh.core import TextModel
 from kvmesh.v1.errors_pb2 import ErrorCode
 
-# Characters; shorter texts take well under a millisecond, less than a trip to another thread is worth.
-_INLINE_CHARS = 8_192
+_T = TypeVar("_T")
 
-# `encode` releases the GIL; two threads keep the event loop's core free on small machines.
+# Bytes; shorter texts take well under a millisecond, less than a trip to another thread is worth.
+_INLINE_BYTES = 8_192
+# What a hub's repository has for text, old formats included.
+_HUB_FILES = [
+    "*.jinja",
+    "added_tokens.json",
+    "chat_template.json",
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "*.model",
+    "vocab.*",
+]
+
+# Encoding releases the GIL; two threads keep the event loop's core free on small machines.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
 
 
 class Tokenizer:
-    """Text to token ids. Decoding is `kvmesh.frontend.detokenizer`'s, over `fast`."""
+    """Text to token ids. What an answer's ids say is for `kvmesh.core.TextStream`, over `text`."""
 
-    def __init__(self, hf_tokenizer: Any) -> None:
-        """`hf_tokenizer`: a transformers tokenizer with a fast backend."""
-        self._hf = hf_tokenizer
-        self.fast: FastTokenizer = hf_tokenizer.backend_tokenizer
-
-    @cached_property
-    def vocabulary(self) -> TokenBytes:
-        """The bytes of each token."""
-        return TokenBytes(self.fast)
+    def __init__(self, text: TextModel) -> None:
+        self.text = text
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self._hf.chat_template)
+        return self.text.has_chat_template
 
     async def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a plain prompt, if `special` with the special tokens the model wants around it."""
-        return await _run(len(text), self._encode, text, special)
+        return await _run(len(text), partial(self.text.encode, text, special))
 
     async def decode(self, token_ids: list[int], skip_special: bool) -> str:
         """The text of token ids; bytes that are no UTF-8 are replaced."""
-        return await _run(len(token_ids), self._decode, token_ids, skip_special)
+        return await _run(len(token_ids), partial(self.text.decode, token_ids, skip_special))
 
     async def encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins or goes on.
 
-        `template_args`: what else `apply_chat_template` takes, and the template.
+        `template_args`: `tools`, `add_generation_prompt`, `continue_final_message`, and what else the
+        template is to see.
 
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
         UNSUPPORTED when the model has no template.
@@ -65,24 +74,16 @@ class Tokenizer:
                 "the model has no chat template; use /v1/completions",
                 param="model",
             )
-        size = sum(len(message["content"]) for message in messages)
-        return await _run(size, self._encode_chat, messages, template_args)
-
-    def _decode(self, token_ids: list[int], skip_special: bool) -> str:
-        return self.fast.decode(token_ids, skip_special_tokens=skip_special)
-
-    def _encode(self, text: str, special: bool) -> list[int]:
-        return self.fast.encode(text, add_special_tokens=special).ids
-
-    def _encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
+        args = dict(template_args)
+        tools = args.pop("tools", None)
+        begin, go_on = args.pop("add_generation_prompt", True), args.pop("continue_final_message", False)
         try:
-            text = self._hf.apply_chat_template(
-                messages, tokenize=False, **{"add_generation_prompt": True, **template_args}
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            spoken, offered = orjson.dumps(messages), orjson.dumps(tools) if tools else None
+            encode = partial(self.text.encode_chat, spoken, offered, orjson.dumps(args), begin, go_on)
+            return await _run(len(spoken) + len(offered or b""), encode)
+        # A TypeError is of values that are nested too deep to be written.
+        except (TypeError, ValueError) as error:
             raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None
-        # The template has written the special tokens.
-        return self._encode(text, False)
 
 
 async def load_tokenizer(path: str) -> Tokenizer:
@@ -101,32 +102,39 @@ def _load(path: str) -> Tokenizer:
 
 @lru_cache(maxsize=8)
 def _read(path: str, version: int) -> Tokenizer:
-    local = Path(path).is_dir()
-    if not local and path.startswith(("/", ".")):
+    directory = Path(path)
+    if not directory.is_dir() and path.startswith(("/", ".")):
         raise _unusable(path, "no such directory on this machine; mount the model files here, too")
     try:
-        if local and not version:
-            # Converts SentencePiece and other old formats; imports torch on the way.
-            from transformers import AutoTokenizer
+        if not directory.is_dir():
+            from huggingface_hub import snapshot_download
 
-            loaded = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        else:
-            from transformers import PreTrainedTokenizerFast
-
-            loaded = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=local)
-    # transformers raises whatever its parsers and its HTTP client raise.
+            directory = Path(snapshot_download(path, allow_patterns=_HUB_FILES))
+        if not Path(directory, "tokenizer.json").is_file():
+            return _convert(directory)
+        return Tokenizer(TextModel(directory))
+    # transformers and the hub's client raise whatever their parsers and their HTTP client raise.
     except Exception as error:
         raise _unusable(path, str(error)) from error
+
+
+def _convert(directory: Path) -> Tokenizer:
+    """SentencePiece and other old formats; imports torch on the way."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if getattr(loaded, "backend_tokenizer", None) is None:
-        raise _unusable(path, "it has no fast tokenizer; add a tokenizer.json")
-    return Tokenizer(loaded)
+        raise ValueError("it has no fast tokenizer; add a tokenizer.json")
+    with TemporaryDirectory(prefix="kvmesh-tokenizer-") as converted:
+        loaded.save_pretrained(converted)
+        return Tokenizer(TextModel(converted))
 
 
 def _unusable(path: str, why: str) -> KvmeshError:
     return KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, f"cannot load the tokenizer of {path}: {why}")
 
 
-async def _run(size: int, function: Any, *args: Any) -> Any:
-    if size <= _INLINE_CHARS:
-        return function(*args)
-    return await asyncio.get_running_loop().run_in_executor(_threads, function, *args)
+async def _run(size: int, function: Callable[[], _T]) -> _T:
+    if size <= _INLINE_BYTES:
+        return function()
+    return await asyncio.get_running_loop().run_in_executor(_threads, function)

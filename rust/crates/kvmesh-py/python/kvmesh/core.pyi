@@ -875,6 +875,10 @@ def simulate(words: list[str]) -> int:
     stdout and stderr, blocks until it is done, and lets other threads run meanwhile. What a signal's
     handler raises ends it, and is raised."""
 
+# Names of the formats of tool calls, and of reasoning.
+TOOL_FORMATS: list[str]
+REASONING_FORMATS: list[str]
+
 class TextModel:
     """What a checkpoint's tokenizer files say: tokens, chat templates, the formats of tool calls and reasoning.
 
@@ -944,9 +948,12 @@ class TextModel:
     def is_special(self, token_id: int) -> bool:
         """Whether the token is special: part of the protocol, not of the text."""
 
-    def opens_reasoning(self, token_ids: _Tokens) -> bool:
-        """Whether a prompt ends within reasoning, so that its answer begins there; its last 16 tokens are
-        enough."""
+    def opens_reasoning(self, token_ids: _Tokens, reasoning_format: str | None = None) -> bool | None:
+        """Whether a prompt ends within reasoning of a format (None: `reasoning_format`), so that its answer
+        begins there; its last 16 tokens are enough. None where it ends with neither mark.
+
+        Raises ValueError for a format of no known name.
+        """
 
 class TextDelta:
     """What one step adds to an answer; any part may be empty. False when all are."""

@@ -1,5 +1,7 @@
 //! Reasoning apart from the answer: `<think>` and its kin, at the start of the text only.
 
+use kvmesh_core::{Error, Result};
+
 use super::markers::open_end;
 
 /// How a model marks its reasoning.
@@ -30,7 +32,7 @@ const fn format(
 }
 
 /// All formats; those found in templates come first among equals.
-pub const FORMATS: [ReasoningFormat; 8] = [
+const FORMATS: [ReasoningFormat; 8] = [
     format("think", "<think>", "</think>", false),
     format("deepseek-r1", "<think>", "</think>", true),
     format("deepseek-v3", "<think>", "</think>", false),
@@ -42,9 +44,20 @@ pub const FORMATS: [ReasoningFormat; 8] = [
 ];
 
 impl ReasoningFormat {
+    /// The names of all formats.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        FORMATS.into_iter().map(|format| format.name)
+    }
+
     /// The format of this name.
     pub fn named(name: &str) -> Option<Self> {
         FORMATS.into_iter().find(|format| format.name == name)
+    }
+
+    /// As [`named`](Self::named); InvalidArgument for no known name.
+    pub fn parse(name: &str) -> Result<Self> {
+        Self::named(name)
+            .ok_or_else(|| Error::invalid("no such reasoning format").with_context("name", name))
     }
 
     /// The format that a chat template speaks of.
@@ -54,9 +67,12 @@ impl ReasoningFormat {
             .find(|format| source.contains(format.start) || source.contains(format.end))
     }
 
-    /// Whether a prompt ends within reasoning, so that the answer begins with it.
-    pub fn opened_by(&self, prompt: &str) -> bool {
-        prompt.trim_end().ends_with(self.start)
+    /// Whether a prompt ends within reasoning, so that the answer begins with it; `None` where it ends with neither
+    /// mark.
+    pub fn opened_by(&self, prompt: &str) -> Option<bool> {
+        let prompt = prompt.trim_end();
+        let closed = || prompt.ends_with(self.end).then_some(false);
+        prompt.ends_with(self.start).then_some(true).or_else(closed)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tool calls in a text: which formats there are, and the walk from text to calls that all of them share.
 
+use kvmesh_core::{Error, Result};
+
 use super::{
     body::{Body, Rules, Step},
     delta::{CallIds, Delta, Emitter},
@@ -47,7 +49,7 @@ const PLAIN: ToolFormat = ToolFormat {
 };
 
 /// All formats.
-pub static FORMATS: [ToolFormat; 7] = [
+static FORMATS: [ToolFormat; 7] = [
     ToolFormat {
         names: &["hermes", "qwen", "qwen25", "qwen3"],
         begin: &["<tool_call>"],
@@ -115,9 +117,20 @@ pub static FORMATS: [ToolFormat; 7] = [
 ];
 
 impl ToolFormat {
+    /// The names of all formats.
+    pub fn all_names() -> impl Iterator<Item = &'static str> {
+        FORMATS.iter().flat_map(|format| format.names).copied()
+    }
+
     /// The format of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         FORMATS.iter().find(|format| format.names.contains(&name))
+    }
+
+    /// As [`named`](Self::named); InvalidArgument for no known name.
+    pub fn parse(name: &str) -> Result<&'static Self> {
+        Self::named(name)
+            .ok_or_else(|| Error::invalid("no such tool-call format").with_context("name", name))
     }
 
     /// The format that a chat template writes earlier calls in.

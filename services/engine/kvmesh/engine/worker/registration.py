@@ -9,6 +9,7 @@ import socket
 from kvmesh.common.config import Config
 from kvmesh.common.errors import invalid
 from kvmesh.common.metrics import WorkerMetrics
+from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
 from kvmesh.engine.contract import Engine, EngineInfo, EngineLoad, Role
 from kvmesh.engine.model import ModelSource
 from kvmesh.engine.worker.wire import write_load
@@ -36,13 +37,27 @@ def worker_id(config: Config, role: Role) -> str:
     return configured
 
 
+def _format(key: str, name: str, known: list[str]) -> str:
+    """As registrations name it."""
+    if name == "auto":
+        return ""
+    if name != "none" and name not in known:
+        raise invalid(f"`{key}` {name!r} is not known; one of: auto, none, {', '.join(known)}")
+    return name
+
+
 class Registration:
     """The worker's `WorkerInfo`, kept up to date, with the load of the moment it is taken."""
 
     def __init__(
         self, config: Config, role: Role, worker_id: str, incarnation: int, metrics: WorkerMetrics
     ) -> None:
+        """Raises KvmeshError(INVALID_ARGUMENT) for a format of calls or reasoning that is not known."""
         self._config = config
+        self._formats = (
+            _format("model.tool_format", config.model.tool_format, TOOL_FORMATS),
+            _format("model.reasoning_format", config.model.reasoning_format, REASONING_FORMATS),
+        )
         self._metrics = metrics
         self._engine: Engine | None = None
         self._counted = EngineLoad()
@@ -70,6 +85,8 @@ class Registration:
                 vocab_size=info.vocab_size,
                 eos_token_ids=info.eos_token_ids,
                 aliases=self._config.model.aliases,
+                tool_format=self._formats[0],
+                reasoning_format=self._formats[1],
             )
         )
         self._info.kv.CopyFrom(

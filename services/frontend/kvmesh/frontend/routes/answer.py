@@ -102,10 +102,15 @@ class AnswerResponse(Response):
         number, delta = event
         writer = writers[number]
         chunk, leads[number] = leads[number], b""
-        if delta.text or (delta.scores and not delta.calls):
-            chunk += writer.text(delta.text, delta.scores)
+        scores = delta.scores
+        if delta.reasoning:
+            chunk += writer.reasoning(delta.reasoning, scores)
+            scores = ()
+        if delta.text or (scores and not delta.calls):
+            chunk += writer.text(delta.text, scores)
+            scores = ()
         if delta.calls:
-            chunk += writer.calls(delta.calls, delta.scores)
+            chunk += writer.calls(delta.calls, scores)
         if delta.finish_reason:
             last = len(writers) == 1 and not self._include_usage
             chunk += writer.finish(delta.finish_reason, self._explained() if last else None)
@@ -131,7 +136,7 @@ class AnswerResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _usage(self) -> dict[str, Any]:
-        return usage_json(usage(self._answers.sessions, self._answers.choices))
+        return usage_json(usage(self._answers))
 
     def _explained(self) -> dict[str, Any] | None:
         """Of the first choice."""

@@ -16,12 +16,14 @@ class Choice:
         self._index = index
         self._chat = chat
         self._text: list[str] = []
+        self._reasoning: list[str] = []
         self._scores: list[Score] = []
         self._calls: list[CallDelta] = []
         self._finish_reason = ""
 
     def add(self, delta: Delta) -> None:
         self._text.append(delta.text)
+        self._reasoning.append(delta.reasoning)
         self._scores += delta.scores
         self._finish_reason = delta.finish_reason
         for piece in delta.calls:
@@ -46,6 +48,8 @@ class Choice:
 
     def _message(self, text: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning := "".join(self._reasoning):
+            message["reasoning_content"] = reasoning
         if self._calls:
             message["content"] = text or None
             message["tool_calls"] = [
