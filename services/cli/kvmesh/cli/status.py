@@ -85,7 +85,11 @@ async def _kvbm(config: Config, channels: Channels) -> list[dict[str, Any]]:
         for tier in stats.tiers
     ]
     nvme = _fields(stats.nvme) if stats.HasField("nvme") else None
-    return [store | _fields(stats) | {"tiers": tiers, "nvme": nvme}]
+    network = _fields(stats.network) | {
+        "failed": dict(stats.network.failed),
+        "bytes_per_s": dict(stats.network.bytes_per_s),
+    }
+    return [store | _fields(stats) | {"tiers": tiers, "nvme": nvme, "network": network}]
 
 
 async def _nats(config: Config) -> dict[str, Any]:

@@ -103,8 +103,7 @@ class MessageResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _message(self) -> Message:
-        session = self._answers.sessions[0]
-        return Message(session.call.model.info.name, session, self._body.max_tokens)
+        return Message(self._answers.call.model.info.name, self._answers, self._body.max_tokens)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         # What Anthropic's clients call it.

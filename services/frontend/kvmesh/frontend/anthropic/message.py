@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
+from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.calls import CallDelta
 from kvmesh.frontend.explain import usage
-from kvmesh.frontend.session import Session
 from kvmesh.frontend.text import Delta
 
 Event = dict[str, Any]
@@ -18,9 +18,9 @@ Event = dict[str, Any]
 class Message:
     """Grows by the deltas of one answer; what each adds is returned as events, in the order of a stream."""
 
-    def __init__(self, model: str, session: Session, wanted_tokens: int) -> None:
+    def __init__(self, model: str, answers: Answers, wanted_tokens: int) -> None:
         """`wanted_tokens`: how long the client has allowed the answer to be."""
-        self._session = session
+        self._answers = answers
         self._wanted = wanted_tokens
         self._content: list[dict[str, Any]] = []
         # The input of the call that is open, as JSON text.
@@ -106,11 +106,11 @@ class Message:
             return "tool_use"
         if reason == "stop":
             return "end_turn"
-        had = self._session.call.sampling.max_new_tokens
+        had = self._answers.sessions[0].call.sampling.max_new_tokens
         return "max_tokens" if had == self._wanted else "model_context_window_exceeded"
 
     def _usage(self) -> dict[str, Any]:
-        used = usage([self._session])
+        used = usage(self._answers)
         cached = used.cached.device + used.cached.host + used.cached.nvme + used.cached.network
         return {
             # Anthropic's three kinds of input add up to the prompt.

@@ -111,7 +111,7 @@ class Generation:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         session = self.answers.sessions[0] if self.answers.sessions else None
         if session is not None and session.started:
-            self.response["usage"] = response_usage(session)
+            self.response["usage"] = response_usage(self.answers)
             if self.answers.call.explain:
                 self.response["kvmesh"] = explanation_json(session)
 

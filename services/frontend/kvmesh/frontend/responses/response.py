@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.explain import usage, usage_json
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.responses.request import Format, Reasoning, ResponsesRequest, TextConfig
-from kvmesh.frontend.session import Session
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 LIVE = ("queued", "in_progress")
@@ -59,8 +59,8 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
     }
 
 
-def response_usage(session: Session) -> dict[str, Any]:
-    chat = usage_json(usage([session]))
+def response_usage(answers: Answers) -> dict[str, Any]:
+    chat = usage_json(usage(answers))
     return {
         "input_tokens": chat["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": chat["prompt_tokens_details"]["cached_tokens"]},
