@@ -32,14 +32,21 @@ async def open_bucket(client: Client, name: str, *, max_age_s: float = 0.0) -> K
 async def read_all(bucket: KeyValue) -> dict[str, bytes]:
     """Every key's value now. Raises BUS_FAILURES."""
     values: dict[str, bytes] = {}
-    watcher = await bucket.watchall(ignore_deletes=True)
+    watcher = await bucket.watchall()
     try:
         async with asyncio.timeout(_READ_S):
             async for entry in watcher:
-                # None ends the initial state.
                 if entry is None:
+                    # Said to end the state, but it also comes first, when the server had sent everything and
+                    # none of it was here yet.
+                    if not (await bucket.status()).values:
+                        break
+                    continue
+                if entry.operation is None:
+                    values[entry.key] = entry.value or b""
+                # Entries after this one.
+                if entry.delta == 0:
                     break
-                values[entry.key] = entry.value or b""
     finally:
         await watcher.stop()
     return values
