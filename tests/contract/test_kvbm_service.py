@@ -19,8 +19,8 @@ import pytest
 
 from fixtures.holders import Members, worker_info
 from fixtures.kvbm import MIB, NAMESPACE, SEGMENTS, Kvbm, Pool, chain, numbers
-from fixtures.mesh import free_port
 from fixtures.nats import NatsServer
+from fixtures.ports import free_port
 from fixtures.waiting import eventually
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import RouterConfig

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ import yaml
 
 from fixtures.holders import PAGE_SIZE, Holder, worker_info
 from fixtures.nats import NatsServer
+from fixtures.ports import free_port
 from fixtures.waiting import eventually
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config, load_config
@@ -40,12 +40,6 @@ from kvmesh.v1.router_pb2 import (
     SelectRequest,
 )
 from kvmesh.v1.router_pb2_grpc import RouterServiceStub
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Mesh:

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fixtures.mesh import free_port, wait_for
+from fixtures.mesh import wait_for
+from fixtures.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # Building the image downloads and installs SGLang.

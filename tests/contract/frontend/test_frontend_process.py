@@ -16,26 +16,17 @@ import pytest
 import yaml
 
 from fixtures.frontend import model_info
+from fixtures.ports import free_port
 from fixtures.scripted_worker import ROLE_AGGREGATED, ScriptedWorker
 from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest
 from kvmesh.v1.frontend_pb2_grpc import FrontendServiceStub
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Process:
     """`python -m kvmesh.frontend` with no NATS and no router anywhere."""
 
     def __init__(self, directory: Path, **sections: Any) -> None:
-        self.http_port, self.port, metrics_port, nowhere = free_ports(4)
+        self.http_port, self.port, metrics_port, nowhere = (free_port() for _ in range(4))
         config = {
             "frontend": {"http_port": self.http_port, "port": self.port, "metrics_port": metrics_port},
             "router": {"address": f"127.0.0.1:{nowhere}"},
