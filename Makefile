@@ -45,6 +45,10 @@ lint: install ## check style, types, Rust, contracts and generated stubs
 	@echo "cargo fmt and clippy"
 	@cargo fmt --manifest-path rust/Cargo.toml --all -- --check || { echo "run \`make fmt\`"; exit 1; }
 	@$(CARGO) clippy $(RUST) --all-targets -- -D warnings
+	@echo "lock files of the benchmarks' crates"
+	@for crate in benchmarks/*/Cargo.toml; do \
+	  $(CARGO) update -q --workspace --locked --manifest-path $$crate \
+	  || { echo "run \`cargo update --workspace --manifest-path $$crate\`"; exit 1; }; done
 	@echo "buf"
 	@$(BIN)/buf lint proto
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC,$$fresh); \

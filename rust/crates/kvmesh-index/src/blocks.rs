@@ -12,9 +12,10 @@ use kvmesh_core::SetDigest;
 use crate::{
     cover::Key,
     holders::Slot,
-    matches::Piece,
+    line::{Line, low_bits},
+    piece::Piece,
     pool::{Budget, Pool},
-    run::{Hashes, Line, Place, Run, Shape, low_bits},
+    run::{Hashes, Place, Run, Shape},
     sync::{
         Arc, ArcSwap, AtomicU64, AtomicUsize, Guard, Mutex, OnceLock, RwLock, RwLockReadGuard,
         RwLockWriteGuard,

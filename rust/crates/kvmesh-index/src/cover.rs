@@ -15,8 +15,8 @@ use kvmesh_core::Tier;
 
 use crate::{
     holders::{Slot, tier_of_group},
+    line::{LINE_WORDS, Line, low_bits},
     pool::{Budget, MAX_PIECE, Pool},
-    run::{LINE_WORDS, Line, low_bits},
     sync::{AtomicU16, AtomicU32, AtomicU64},
 };
 

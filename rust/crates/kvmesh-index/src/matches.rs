@@ -9,8 +9,9 @@ use kvmesh_core::Tier;
 use crate::{
     blocks::Blocks,
     cover::{Key, Kind},
-    holders::{GROUP, HolderId, Holders, NO_NODE, Slot, tier_of_group},
-    run::low_bits,
+    holders::{GROUP, HolderId, Holders, NO_NODE, Slot},
+    line::low_bits,
+    piece::Piece,
     sync::Arc,
 };
 
@@ -30,15 +31,6 @@ pub struct Matches {
     holders: Arc<Holders>,
     walk: Walk,
     entries: Vec<(Key, u64)>,
-}
-
-/// Blocks that lie together in one run, and who holds which of them.
-pub(crate) struct Piece<'a> {
-    /// The run's entries. A mask has only the piece's blocks, the first one lowest.
-    pub entries: &'a [(Key, u64)],
-    /// Where in the run the piece starts, and its blocks.
-    pub offset: usize,
-    pub count: usize,
 }
 
 /// The answer, and what is needed on the way. By holder: as many as there are numbers, in whole words.
@@ -328,24 +320,6 @@ impl Lower {
             self.nodes[usize::from(node)] = [0; 2];
         }
         self.network = 0;
-    }
-}
-
-impl Piece<'_> {
-    /// The engines with blocks of the piece on their devices: which word of bits by holder, which bits, and how many
-    /// leading blocks.
-    #[inline]
-    fn devices(&self) -> impl Iterator<Item = (usize, u64, u32)> {
-        self.entries.iter().filter_map(|&(key, word)| {
-            let (group, members, depth) = match key.kind() {
-                Kind::One(slot) => (slot.group(), slot.member(), word.trailing_ones()),
-                Kind::Group(group, span) => {
-                    (group, word, (span - self.offset).min(self.count) as u32)
-                }
-            };
-            let (tier, at) = tier_of_group(group);
-            (tier == Tier::Device).then_some((at, members, depth))
-        })
     }
 }
 

@@ -11,30 +11,13 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::{
     cover::Cover,
+    line::{LINE_WORDS, Line},
     pool::Pool,
     sync::{AtomicU32, AtomicU64, fence},
 };
 
-/// A cache line of words: eight hashes, or a page of a [`Cover`].
-#[repr(align(64))]
-#[derive(Default)]
-pub struct Line(pub [AtomicU64; LINE_WORDS]);
-
-pub const LINE_WORDS: usize = 8;
-
 /// Blocks in a full run: one bit of a mask each.
 pub const RUN_BLOCKS: usize = 64;
-
-/// The lowest `count` bits, `count` at most 64.
-#[inline]
-pub fn low_bits(count: usize) -> u64 {
-    debug_assert!(count <= 64);
-    if count == 64 {
-        u64::MAX
-    } else {
-        (1 << count) - 1
-    }
-}
 
 /// Where a block lies: run and offset in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

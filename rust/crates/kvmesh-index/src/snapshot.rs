@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     blocks::Blocks,
     holders::{HolderId, Holders, Kind, MAX_HOLDERS, MAX_SLOTS, Slot},
-    run::{RUN_BLOCKS, low_bits},
+    line::low_bits,
+    run::RUN_BLOCKS,
 };
 
 const MAGIC: &[u8; 12] = b"kvmesh-index";

@@ -8,8 +8,9 @@ use crate::{
     blocks::{Blocks, Held, Short, Turn},
     cover::Share,
     holders::Slot,
+    line::low_bits,
     lock::lock,
-    run::{Hashes, Place, RUN_BLOCKS, Run, Shape, lines_for, low_bits},
+    run::{Hashes, Place, RUN_BLOCKS, Run, Shape, lines_for},
     sync::Arc,
     table::{Inserted, Table},
 };

@@ -16,10 +16,14 @@ mod cap;
 mod cover;
 #[path = "../src/holders.rs"]
 mod holders;
+#[path = "../src/line.rs"]
+mod line;
 #[path = "../src/lock.rs"]
 mod lock;
 #[path = "../src/matches.rs"]
 mod matches;
+#[path = "../src/piece.rs"]
+mod piece;
 #[path = "../src/pool.rs"]
 mod pool;
 #[path = "../src/run.rs"]

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     cluster::Cluster,
+    formats,
     job::Shape,
     mesh::Mesh,
     rates::Rates,
@@ -236,7 +237,7 @@ impl Args {
         let whole = self
             .trace
             .as_deref()
-            .map(|path| Trace::read(path, cluster.shape.block_tokens))
+            .map(|path| formats::read(path, cluster.shape.block_tokens))
             .transpose()?;
         let mut header = true;
         for seed in self.seed..self.seed.saturating_add(self.seeds) {

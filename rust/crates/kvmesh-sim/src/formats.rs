@@ -8,7 +8,7 @@
 //! | LLMServingSim's workload | `arrival_time_ns`, `input_toks`, `output_toks`, `input_tok_ids` |
 //! | Azure (CSV) | `TIMESTAMP,ContextTokens,GeneratedTokens` |
 
-use std::{hash::Hasher, rc::Rc};
+use std::{fs, hash::Hasher, path::Path, rc::Rc};
 
 use rustc_hash::{FxHashMap, FxHasher};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -64,6 +64,17 @@ struct WorkloadLine {
     output_toks: u32,
     #[serde(default)]
     input_tok_ids: Vec<u32>,
+}
+
+/// Reads a trace file: `.csv` in Azure's format, else JSON lines. Errors name the file.
+pub fn read(path: &Path, block_tokens: u32) -> Result<Trace> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Error::invalid(error.to_string()).in_file(path))?;
+    let trace = match path.extension().and_then(|ext| ext.to_str()) {
+        Some("csv") => azure(&text),
+        _ => lines(&text, block_tokens),
+    };
+    trace.map_err(|error| error.in_file(path))
 }
 
 /// Lines that are not empty, with their numbers from 0 on.

@@ -18,6 +18,7 @@ pub mod rates;
 pub mod report;
 pub mod router;
 pub mod synthetic;
+pub mod timeline;
 pub mod timing;
 pub mod trace;
 pub mod watch;

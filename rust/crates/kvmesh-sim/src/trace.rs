@@ -1,12 +1,12 @@
 //! Requests to simulate.
 
-use std::{fs, path::Path, rc::Rc};
+use std::rc::Rc;
 
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use rustc_hash::FxHashMap;
 
-use crate::{Error, Result, formats};
+use crate::{Error, Result};
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -42,17 +42,6 @@ pub fn mix(id: u64) -> u64 {
 }
 
 impl Trace {
-    /// Reads a trace: `.csv` in Azure's format, else JSON lines, see [`crate::formats`].
-    pub fn read(path: &Path, block_tokens: u32) -> Result<Self> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| Error::invalid(error.to_string()).in_file(path))?;
-        let trace = match path.extension().and_then(|ext| ext.to_str()) {
-            Some("csv") => formats::azure(&text),
-            _ => formats::lines(&text, block_tokens),
-        };
-        trace.map_err(|error| error.in_file(path))
-    }
-
     /// Orders requests by arrival. Fails when there are none or a time is not one.
     pub fn new(mut requests: Vec<Request>) -> Result<Self> {
         if requests.is_empty() {

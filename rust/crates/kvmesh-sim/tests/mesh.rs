@@ -4,6 +4,7 @@
 use kvmesh_select::{Admission, Config, PolicyName};
 use kvmesh_sim::{
     cluster::{Cluster, Outcomes},
+    formats,
     job::Shape,
     mesh::Mesh,
     report::{Figures, Slo},
@@ -214,7 +215,7 @@ fn the_model_reproduces_known_figures() {
     }
     let mut shape = cluster(8, 0, 0);
     shape.shape.block_tokens = 512;
-    let trace = Trace::read(&path, 512).unwrap();
+    let trace = formats::read(&path, 512).unwrap();
     let (_, figures) = run(&shape, &trace, with(PolicyName::RoundRobin), 0.0, 0);
     assert!(
         (figures.ttft_ms.mean / 313.0 - 1.0).abs() < 0.03,

@@ -11,7 +11,7 @@ use crate::{
     fit::{Args, Pairs},
     formats::{Record, first, lines, numbered, parse},
     job::Shape,
-    report::Timeline,
+    timeline::Timeline,
     timing::Timing,
     trace::{Request, Trace},
 };
