@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Parser;
+use kvmesh_kvbm::eviction::Policy;
 use kvmesh_select::{Admission, Config, PolicyName, Prices};
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ use crate::{
     report::{Figures, Slo},
     router::Router,
     say,
+    store::StoreShape,
     synthetic::Synthetic,
     timing::Timing,
     trace::Trace,
@@ -105,6 +107,34 @@ pub struct Args {
     /// Requests a worker runs at once [default: 256, or those of --rates].
     #[arg(long, value_name = "N")]
     pub max_running: Option<usize>,
+    /// Blocks of a node's host tier; 0: engines have nothing below their devices.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Tiers below the device"
+    )]
+    pub host_blocks: u32,
+    /// Blocks of a node's nvme tier.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        requires = "host_blocks",
+        help_heading = "Tiers below the device"
+    )]
+    pub nvme_blocks: u32,
+    /// Workers of a node, which share its store.
+    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one, help_heading = "Tiers below the device")]
+    pub node_workers: u32,
+    /// Which blocks leave a full tier: default, class-index, lru, gdsf, s3-fifo.
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value = "default",
+        help_heading = "Tiers below the device"
+    )]
+    pub eviction: Policy,
     /// Times the trace's own rate.
     #[arg(long, default_value_t = 1.0)]
     pub rate: f64,
@@ -322,6 +352,12 @@ impl Args {
                 max_running: self.max_running.unwrap_or(rates.shape.max_running),
             },
             timing: Timing { noise, ..timing },
+            store: (self.host_blocks > 0).then_some(StoreShape {
+                workers: self.node_workers as usize,
+                host: self.host_blocks,
+                nvme: self.nvme_blocks,
+                policy: self.eviction,
+            }),
             event_lag_ms: self.event_lag_ms,
             slowdowns: self.slow.clone(),
         })

@@ -12,6 +12,7 @@ use crate::{
     event::{Event, Happening},
     job::{Job, Outcome, Shape},
     router::{Placement, Router},
+    store::{Store, StoreShape},
     timeline::Timeline,
     timing::Timing,
     trace::Trace,
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub shape: Shape,
     /// Every engine's speed.
     pub timing: Timing,
+    /// Every node's store; None: engines have nothing below their devices.
+    pub store: Option<StoreShape>,
     /// Milliseconds until the router hears of a cached or evicted block.
     pub event_lag_ms: f64,
     /// Changes of speed: (time ms, worker, factor on the duration of passes).
@@ -64,6 +67,8 @@ struct Run<'a> {
     trace: &'a Trace,
     router: &'a mut dyn Router,
     engines: Vec<Engine>,
+    /// By node.
+    stores: Vec<Store>,
     versions: Vec<u64>,
     events: BinaryHeap<Event>,
     numbered: u64,
@@ -86,6 +91,16 @@ impl Cluster {
     /// Workers in all.
     pub fn workers(&self) -> usize {
         self.aggregated + self.prefill + self.decode
+    }
+
+    /// The node that a worker is on.
+    pub fn node_of(&self, worker: usize) -> usize {
+        worker / self.store.map_or(self.workers(), |store| store.workers)
+    }
+
+    /// Nodes with a store.
+    pub fn stores(&self) -> usize {
+        (self.store).map_or(0, |store| self.workers().div_ceil(store.workers))
     }
 
     /// Runs a trace to its end. The same inputs and seed give the same outcome.
@@ -112,6 +127,9 @@ impl Cluster {
             router,
             engines: (0..self.workers())
                 .map(|_| Engine::new(self.shape, self.timing))
+                .collect(),
+            stores: (self.store.iter())
+                .flat_map(|shape| (0..self.stores()).map(|_| Store::new(shape)))
                 .collect(),
             versions: vec![0; self.workers()],
             events: BinaryHeap::new(),
@@ -150,6 +168,9 @@ impl Cluster {
         } = self.shape;
         if blocks == 0 || block_tokens == 0 || pass_tokens == 0 || max_running == 0 {
             return Err(Error::invalid(format!("not an engine: {:?}", self.shape)));
+        }
+        if self.store.is_some_and(|store| store.workers == 0) {
+            return Err(Error::invalid("a node without workers"));
         }
         if self.aggregated == 0 && (self.prefill == 0 || self.decode == 0) {
             return Err(Error::invalid(
@@ -298,6 +319,7 @@ impl Run<'_> {
                 self.router.stored(now, worker, &chain, from, to);
             }
             Happening::Removed { worker, hashes } => self.router.removed(now, worker, &hashes),
+            Happening::Kept { node, change } => self.router.kept(now, node, &change),
             Happening::Slowdown { worker, factor } => self.engines[worker].slowdown = factor,
             Happening::Wake { version } if version == self.wake.0 => {
                 self.wake.1 = f64::INFINITY;
@@ -313,8 +335,16 @@ impl Run<'_> {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for outcome in outcomes.drain(..) {
             match outcome {
-                Outcome::Admitted { request, cached } => self.timelines[request].cached = cached,
+                Outcome::Admitted {
+                    request,
+                    cached,
+                    onboarded,
+                } => {
+                    self.timelines[request].cached = cached;
+                    self.timelines[request].onboarded = onboarded;
+                }
                 Outcome::Prefilled { request, slot } => {
+                    self.keep(now, worker, request);
                     if self.split_of(request, worker) {
                         self.splits[request].prefill_slot = slot;
                         let decode = self.splits[request].decode;
@@ -358,6 +388,22 @@ impl Run<'_> {
         }
         self.outcomes = outcomes;
         Ok(())
+    }
+
+    /// A computed prompt goes to the store of its node.
+    fn keep(&mut self, now: f64, worker: usize, request: usize) {
+        let node = self.cluster.node_of(worker);
+        let Some(store) = self.stores.get_mut(node) else {
+            return;
+        };
+        let lag = self.cluster.event_lag_ms;
+        for change in store.touch(now, &self.trace.requests[request].chain) {
+            if lag > 0.0 {
+                self.schedule(now + lag, Happening::Kept { node, change });
+            } else {
+                self.router.kept(now, node, &change);
+            }
+        }
     }
 
     fn split_of(&self, request: usize, worker: usize) -> bool {
@@ -456,7 +502,8 @@ impl Run<'_> {
             } else {
                 0.0
             };
-            if let Some(end) = self.engines[worker].start(now, jitter) {
+            let store = self.stores.get(self.cluster.node_of(worker));
+            if let Some(end) = self.engines[worker].start(now, jitter, store) {
                 self.schedule_pass(end, worker);
             }
         }

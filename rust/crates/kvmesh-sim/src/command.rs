@@ -25,6 +25,7 @@ const INTERRUPTED: u8 = 130;
   kvmesh simulate --trace conversation_trace.jsonl --workers 8 --router kv,round-robin
   kvmesh simulate --trace azure.csv --prefill 6 --decode 2 --rate 2 --slo-ttft-ms 500 --json
   kvmesh simulate --requests 100000 --per-second 80 --workers 16 --max-held 1024
+  kvmesh simulate --trace conversation_trace.jsonl --rate 2 --host-blocks 50000
   kvmesh simulate fit requests.jsonl --out rates.json && kvmesh simulate --rates rates.json"
 )]
 struct Cli {

@@ -13,6 +13,7 @@ use std::{
 use crate::{
     cache::{BlockId, Cache},
     job::{Job, Outcome, Shape},
+    store::Store,
     timing::Timing,
 };
 
@@ -58,6 +59,8 @@ pub struct Engine {
     stretch: Option<Stretch>,
     outcomes: Vec<Outcome>,
     evicted: Vec<u64>,
+    /// Tokens that the next pass brings up from host and nvme.
+    onboarding: [u32; 2],
     busy_ms: f64,
 }
 
@@ -81,6 +84,7 @@ impl Engine {
             stretch: None,
             outcomes: Vec::new(),
             evicted: Vec::new(),
+            onboarding: [0; 2],
             busy_ms: 0.0,
         }
     }
@@ -149,15 +153,18 @@ impl Engine {
         self.remove(slot);
     }
 
-    /// Begins the next pass, or stretch of passes, if there is anything to do; when it ends.
-    pub fn start(&mut self, now: f64, jitter: f64) -> Option<f64> {
+    /// Begins the next pass, or stretch of passes, if there is anything to do; when it ends. What the device lacks of
+    /// a prompt is looked for in `store`.
+    pub fn start(&mut self, now: f64, jitter: f64, store: Option<&Store>) -> Option<f64> {
         debug_assert!(self.stretch.is_none());
-        let pieces = self.take_prompts();
+        let pieces = self.take_prompts(store);
         let streams = self.streams > 0;
         if pieces.is_empty() && !streams {
             return None;
         }
-        let mut pass_ms = self.timing.prefill_ms(&pieces);
+        let onboarding = std::mem::take(&mut self.onboarding);
+        let onboard_ms = self.timing.onboard_ms(onboarding);
+        let mut pass_ms = self.timing.prefill_ms(&pieces).max(onboard_ms);
         let mut passes = 1;
         if streams {
             let share = f64::from(self.cache.used()) / f64::from(self.shape.blocks);
@@ -214,13 +221,13 @@ impl Engine {
     // -- prompts --
 
     /// Fills a pass with prompts; (tokens, tokens before them) of each piece.
-    fn take_prompts(&mut self) -> Vec<(u32, u32)> {
+    fn take_prompts(&mut self, store: Option<&Store>) -> Vec<(u32, u32)> {
         let mut pieces = Vec::new();
         let mut budget = self.shape.pass_tokens.saturating_sub(self.streams as u32);
         while budget > 0 {
             let slot = match self.partial {
                 Some(slot) => slot,
-                None => match self.admit_waiting(budget) {
+                None => match self.admit_waiting(budget, store) {
                     Some(slot) => slot,
                     None => break,
                 },
@@ -235,7 +242,7 @@ impl Engine {
         pieces
     }
 
-    fn admit_waiting(&mut self, budget: u32) -> Option<usize> {
+    fn admit_waiting(&mut self, budget: u32, store: Option<&Store>) -> Option<usize> {
         let size = self.shape.block_tokens;
         let head = self.waiting.front()?;
         if self.live.len() - self.vacant.len() >= self.shape.max_running {
@@ -245,20 +252,39 @@ impl Engine {
         let whole = ((head.target - 1) / size) as usize;
         let known = &head.job.chain[..whole.min(head.job.chain.len())];
         let cached = self.cache.matched(known);
-        let first = (head.target - cached as u32 * size).min(budget);
+        let below = store.map_or([0; 2], |store| store.leading(&known[cached..]));
+        let found = cached + (below[0] + below[1]) as usize;
+        let first = (head.target - found as u32 * size).min(budget);
         // Of the cached blocks some may be idle and count as available until they are taken.
-        if self.cache.available() < cached as u32 + first.div_ceil(size) {
+        if self.cache.available() < found as u32 + first.div_ceil(size) {
             return None;
         }
         let mut live = self.waiting.pop_front()?;
         for &hash in &live.job.chain[..cached] {
             live.blocks.extend(self.cache.acquire(hash));
         }
-        live.computed = cached as u32 * size;
+        for &hash in &live.job.chain[cached..found] {
+            if let Some(block) = self.cache.allocate(&mut self.evicted) {
+                self.cache.name(block, hash);
+                live.blocks.push(block);
+            }
+        }
+        if found > cached {
+            self.outcomes.push(Outcome::Stored {
+                chain: live.job.chain.clone(),
+                from: cached,
+                to: found,
+            });
+            for (tokens, blocks) in self.onboarding.iter_mut().zip(below) {
+                *tokens += blocks * size;
+            }
+        }
+        live.computed = found as u32 * size;
         if !live.first_done {
             self.outcomes.push(Outcome::Admitted {
                 request: live.job.request,
                 cached: live.computed,
+                onboarded: (found - cached) as u32 * size,
             });
         }
         let slot = self.admit(live);

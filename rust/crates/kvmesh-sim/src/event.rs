@@ -2,6 +2,8 @@
 
 use std::{cmp::Ordering, rc::Rc};
 
+use crate::store::Change;
+
 /// What happens.
 pub enum Happening {
     Arrival {
@@ -23,6 +25,10 @@ pub enum Happening {
     Removed {
         worker: usize,
         hashes: Vec<u64>,
+    },
+    Kept {
+        node: usize,
+        change: Change,
     },
     Slowdown {
         worker: usize,

@@ -40,8 +40,10 @@ pub enum Outcome {
     Admitted {
         /// Its position in the trace.
         request: usize,
-        /// Tokens found cached.
+        /// Tokens found cached, in any tier.
         cached: u32,
+        /// Of them, those brought up from below the device.
+        onboarded: u32,
     },
     /// A prompt has been computed.
     Prefilled {

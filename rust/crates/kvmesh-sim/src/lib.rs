@@ -1,5 +1,5 @@
 //! A discrete-event simulator of a mesh: engines with continuous batching, chunked prefill and a paged prefix
-//! cache, P/D transfer and lagging KV events, under any [`Router`](router::Router).
+//! cache, KVBM tiers, P/D transfer and lagging KV events, under any [`Router`](router::Router).
 //!
 //! Time is simulated milliseconds; chance comes from seeds. The same inputs give the same outcome.
 
@@ -17,6 +17,7 @@ pub mod mesh;
 pub mod rates;
 pub mod report;
 pub mod router;
+pub mod store;
 pub mod synthetic;
 pub mod timeline;
 pub mod timing;

@@ -16,6 +16,7 @@ use crate::{
     Error, Result,
     cluster::Cluster,
     router::{Placement, Router},
+    store::Change,
     trace::Request,
 };
 
@@ -23,6 +24,8 @@ use crate::{
 struct Index {
     prefixes: PrefixIndex,
     holders: Vec<HolderId>,
+    /// By node.
+    stores: Vec<HolderId>,
     workers: FxHashMap<HolderId, WorkerId>,
     matches: Matches,
 }
@@ -74,6 +77,7 @@ impl Mesh {
             index: Index {
                 prefixes: PrefixIndex::new(None),
                 holders: Vec::new(),
+                stores: Vec::new(),
                 workers: FxHashMap::default(),
                 matches: Matches::new(),
             },
@@ -87,6 +91,13 @@ impl Mesh {
                 .collect(),
             chance,
         };
+        let named = |node: usize| format!("node-{node}");
+        let taken = |error: kvmesh_core::Error| Error::invalid(error.to_string());
+        for node in 0..cluster.stores() {
+            let name = named(node);
+            let store = mesh.index.prefixes.add_store(&name, Some(&name));
+            mesh.index.stores.push(store.map_err(taken)?);
+        }
         for number in 0..cluster.workers() {
             let role = match number {
                 n if n < cluster.aggregated => Role::Aggregated,
@@ -107,8 +118,14 @@ impl Mesh {
             let holder = mesh
                 .index
                 .prefixes
-                .add_engine(&number.to_string(), None)
-                .map_err(|error| Error::invalid(error.to_string()))?;
+                .add_engine(
+                    &number.to_string(),
+                    cluster
+                        .store
+                        .map(|_| named(cluster.node_of(number)))
+                        .as_deref(),
+                )
+                .map_err(taken)?;
             mesh.ids.push(id);
             mesh.numbers.insert(id, number);
             mesh.index.holders.push(holder);
@@ -248,6 +265,24 @@ impl Router for Mesh {
             .remove(self.index.holders[worker], hashes, Tier::Device);
         debug_assert!(removed.is_ok());
         self.selector.removed(now, self.ids[worker], hashes);
+    }
+
+    fn kept(&mut self, _now: f64, node: usize, change: &Change) {
+        let Index {
+            prefixes, stores, ..
+        } = &mut self.index;
+        let Change {
+            tier,
+            held,
+            hashes,
+            parent,
+        } = change;
+        let known = if *held {
+            prefixes.store(stores[node], hashes, *parent, *tier).is_ok()
+        } else {
+            prefixes.remove(stores[node], hashes, *tier).is_ok()
+        };
+        debug_assert!(known);
     }
 
     fn take_refused(&mut self, into: &mut Vec<usize>) {

@@ -74,6 +74,8 @@ pub struct Figures {
     pub e2e_ms: Spread,
     /// Share of all prompt tokens that were found cached.
     pub reuse: f64,
+    /// Share of all prompt tokens that were brought up from below the device; part of `reuse`.
+    pub onboarded: f64,
     /// Share of time the workers spent in passes, mean.
     pub utilisation: f64,
     /// The busiest worker's.
@@ -100,6 +102,7 @@ impl Figures {
         let lives = || served().map(|(life, _)| life);
         let prompts: u64 = served().map(|(_, wanted)| u64::from(wanted.prompt)).sum();
         let cached: u64 = lives().map(|life| u64::from(life.cached)).sum();
+        let onboarded: u64 = lives().map(|life| u64::from(life.onboarded)).sum();
         let output: u64 = lives().map(|life| u64::from(life.output)).sum();
         let good = lives().filter(|life| slo.kept(life)).count() as f64;
         let requests = lives().count();
@@ -110,6 +113,7 @@ impl Figures {
             itl_ms: Spread::of(lives().filter_map(Timeline::itl).collect()),
             e2e_ms: Spread::of(lives().map(|life| life.ended - life.arrived).collect()),
             reuse: cached as f64 / prompts.max(1) as f64,
+            onboarded: onboarded as f64 / prompts.max(1) as f64,
             utilisation: used.iter().sum::<f64>() / cluster.workers() as f64,
             utilisation_max: used.iter().copied().fold(0.0, f64::max),
             utilisations: used,
@@ -129,7 +133,7 @@ impl Figures {
                 "milliseconds", "TTFT", "ITL", "E2E"
             );
             text += &format!(
-                "{:<24} {:>8} {:>6} {:>6} {:>6} {:>6} {:>5} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>8} {:>6} {:>7}\n",
+                "{:<24} {:>8} {:>6} {:>6} {:>6} {:>6} {:>5} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>5} {:>8} {:>6} {:>7}\n",
                 "",
                 "mean",
                 "p50",
@@ -142,6 +146,7 @@ impl Figures {
                 "p95",
                 "p99",
                 "reuse",
+                "onboard",
                 "util",
                 "good/s",
                 "good",
@@ -155,7 +160,7 @@ impl Figures {
             ..
         } = self;
         text += &format!(
-            "{name:<24} {:>8.1} {:>6.0} {:>6.0} {:>6.0} {:>6.1} {:>5.0} {:>6.0} {:>6.0} {:>6.0} {:>6.0} {:>6.3} {:>5.2} {:>8.2} {:>6.3} {:>7}\n",
+            "{name:<24} {:>8.1} {:>6.0} {:>6.0} {:>6.0} {:>6.1} {:>5.0} {:>6.0} {:>6.0} {:>6.0} {:>6.0} {:>6.3} {:>7.3} {:>5.2} {:>8.2} {:>6.3} {:>7}\n",
             ttft_ms.mean,
             ttft_ms.p50,
             ttft_ms.p95,
@@ -167,6 +172,7 @@ impl Figures {
             e2e_ms.p95,
             e2e_ms.p99,
             self.reuse,
+            self.onboarded,
             self.utilisation,
             self.goodput_per_s,
             self.good,

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::trace::Request;
+use crate::{store::Change, trace::Request};
 
 /// Where a request runs. Both are the same for an aggregated worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub trait Router {
 
     /// A worker has evicted blocks.
     fn removed(&mut self, now: f64, worker: usize, hashes: &[u64]);
+
+    /// The contents of a node's store have changed.
+    fn kept(&mut self, _now: f64, _node: usize, _change: &Change) {}
 
     /// Adds the requests that it has refused since the last call; they are over.
     fn take_refused(&mut self, _into: &mut Vec<usize>) {}

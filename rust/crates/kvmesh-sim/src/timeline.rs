@@ -7,8 +7,10 @@ pub struct Timeline {
     pub arrived: f64,
     /// Where its prompt was computed.
     pub placed: Option<usize>,
-    /// Prompt tokens found cached there.
+    /// Prompt tokens found cached there, in any tier.
     pub cached: u32,
+    /// Of them, those brought up from below the device.
+    pub onboarded: u32,
     /// When its first token came.
     pub first: f64,
     /// When its last token came.

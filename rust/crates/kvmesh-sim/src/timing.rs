@@ -25,9 +25,17 @@ pub struct Timing {
     pub stream: f64,
     /// Milliseconds to move KV from a prefill to a decode worker: a request, a token.
     pub transfer: [f64; 2],
+    /// Milliseconds to bring up a token's KV: from host, from nvme. Layer by layer, beside the prompts' computing.
+    #[serde(default = "onboard")]
+    pub onboard: [f64; 2],
     /// Passes vary uniformly by this share of their duration.
     #[serde(default)]
     pub noise: f64,
+}
+
+/// 128 KiB a token over 50 GB/s and over 12 GB/s.
+fn onboard() -> [f64; 2] {
+    [0.0026, 0.011]
 }
 
 impl Default for Timing {
@@ -39,6 +47,7 @@ impl Default for Timing {
             stream: 0.0,
             // 128 KiB a token over 64 GB/s.
             transfer: [0.5, 0.002],
+            onboard: onboard(),
             noise: 0.0,
         }
     }
@@ -49,7 +58,8 @@ impl Timing {
     pub fn check(&self) -> Result<()> {
         let [base, token, square] = self.prefill;
         let sane = base >= 0.0 && token > 0.0 && square >= 0.0 && self.decode[0] > 0.0;
-        let sane = sane && self.stream >= 0.0 && self.transfer.iter().all(|ms| *ms >= 0.0);
+        let mut moves = self.transfer.iter().chain(&self.onboard);
+        let sane = sane && self.stream >= 0.0 && moves.all(|ms| *ms >= 0.0);
         if sane && self.context >= 0.0 && (0.0..1.0).contains(&self.noise) {
             Ok(())
         } else {
@@ -75,6 +85,12 @@ impl Timing {
     pub fn decode_ms(&self, streams: usize, share: f64) -> f64 {
         let [base, linear, square] = self.decode;
         base + linear * share + square * share * share + self.stream * streams as f64
+    }
+
+    /// Bringing up the KV of so many tokens from host and nvme.
+    pub fn onboard_ms(&self, tokens: [u32; 2]) -> f64 {
+        let [host, nvme] = tokens.map(f64::from);
+        self.onboard[0] * host + self.onboard[1] * nvme
     }
 
     /// Moving the KV of `tokens` between two workers.

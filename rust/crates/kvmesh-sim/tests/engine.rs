@@ -3,11 +3,13 @@
 
 use std::rc::Rc;
 
+use kvmesh_kvbm::eviction::Policy;
 use kvmesh_sim::{
     cluster::{Cluster, Outcomes},
     formats,
     job::Shape,
     router::{Placement, Router},
+    store::StoreShape,
     timing::Timing,
     trace::{Request, Trace, mix},
 };
@@ -58,8 +60,10 @@ fn cluster(aggregated: usize, prefill: usize, decode: usize, blocks: u32) -> Clu
             decode: [5.0, 0.0, 0.0],
             stream: 0.0,
             transfer: [2.0, 0.01],
+            onboard: [0.05, 0.1],
             noise: 0.0,
         },
+        store: None,
         event_lag_ms: 0.0,
         slowdowns: Vec::new(),
     }
@@ -103,6 +107,33 @@ fn one_prompt_takes_its_chunks_and_its_tokens() {
     assert!((life.ended - 333.0).abs() < 1e-9, "{life:?}");
     assert_eq!((life.cached, life.output), (0, 11));
     assert!((outcomes.busy_ms[0] - 330.0).abs() < 1e-9);
+}
+
+#[test]
+fn what_the_device_evicted_comes_back_from_below_it() {
+    // Ten blocks, evicted by ten others, and wanted again: nine of them, for one token has to be computed.
+    let again = |host, nvme| {
+        let mut cluster = cluster(1, 0, 0, 12);
+        cluster.store = Some(StoreShape {
+            workers: 1,
+            host,
+            nvme,
+            policy: Policy::Lru,
+        });
+        let requests =
+            [(0.0, 1), (1e3, 2), (2e3, 1)].map(|(at, owner)| request(at, 1000, 1, owner));
+        let life = run(&cluster, requests.to_vec()).timelines[2];
+        (life.ttft(), life.cached, life.onboarded)
+    };
+    let near = |(ms, cached, onboarded): (f64, u32, u32), expected: (f64, u32, u32)| {
+        (ms - expected.0).abs() < 1e-9 && (cached, onboarded) == (expected.1, expected.2)
+    };
+    // The device itself has two of the ten left, leading ones.
+    assert!(near(again(0, 0), (90.0, 200, 0)), "{:?}", again(0, 0));
+    // The pass computes 100 tokens in 20 ms, and brings up 700 of 0.05 ms each meanwhile.
+    assert!(near(again(40, 0), (35.0, 900, 700)), "{:?}", again(40, 0));
+    // The host tier has room for the second prompt only, the nvme tier for both.
+    assert!(near(again(10, 40), (70.0, 900, 700)), "{:?}", again(10, 40));
 }
 
 #[test]

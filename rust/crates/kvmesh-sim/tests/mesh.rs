@@ -1,6 +1,7 @@
 //! kvmesh's router on simulated clusters.
 #![allow(clippy::unwrap_used)] // a failing helper fails its test
 
+use kvmesh_kvbm::eviction::Policy;
 use kvmesh_select::{Admission, Config, PolicyName};
 use kvmesh_sim::{
     cluster::{Cluster, Outcomes},
@@ -8,6 +9,7 @@ use kvmesh_sim::{
     job::Shape,
     mesh::Mesh,
     report::{Figures, Slo},
+    store::StoreShape,
     synthetic::Synthetic,
     timing::Timing,
     trace::Trace,
@@ -25,6 +27,7 @@ fn cluster(aggregated: usize, prefill: usize, decode: usize) -> Cluster {
             max_running: 256,
         },
         timing: Timing::default(),
+        store: None,
         event_lag_ms: 0.0,
         slowdowns: Vec::new(),
     }
@@ -65,6 +68,32 @@ fn with(policy: PolicyName) -> Config {
         policy,
         ..Config::default()
     }
+}
+
+#[test]
+fn a_store_below_the_devices_is_used_and_priced() {
+    let mut cluster = cluster(4, 0, 0);
+    cluster.shape.blocks = 512;
+    let trace = traffic(1500, 8.0, 3);
+    let (_, without) = run(&cluster, &trace, Config::default(), 0.0, 5);
+    cluster.store = Some(StoreShape {
+        workers: 2,
+        host: 8192,
+        nvme: 0,
+        policy: Policy::Default,
+    });
+    cluster.event_lag_ms = 50.0;
+    let (_, with_host) = run(&cluster, &trace, Config::default(), 0.0, 5);
+    assert_eq!(without.onboarded, 0.0);
+    assert!(with_host.onboarded > 0.1, "{with_host:?}");
+    assert!(
+        with_host.reuse > without.reuse + 0.05,
+        "{with_host:?} {without:?}"
+    );
+    assert!(with_host.ttft_ms.mean < without.ttft_ms.mean);
+    // A router that does not look at what is cached meets it by chance only.
+    let (_, blind) = run(&cluster, &trace, with(PolicyName::RoundRobin), 0.0, 5);
+    assert!(blind.reuse < with_host.reuse, "{blind:?} {with_host:?}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn run(trace: &Trace) -> Outcomes {
             max_running: 64,
         },
         timing: Timing::default(),
+        store: None,
         event_lag_ms: 0.0,
         slowdowns: Vec::new(),
     };

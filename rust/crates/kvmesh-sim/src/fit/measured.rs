@@ -112,6 +112,7 @@ impl Measured {
                 max_running,
             },
             timing: Timing::default(),
+            store: None,
             event_lag_ms: 0.0,
             slowdowns: Vec::new(),
         };
