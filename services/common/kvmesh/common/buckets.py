@@ -1,4 +1,4 @@
-"""Small durable state in JetStream KV buckets: the one way they are made and read whole."""
+"""Small shared state in JetStream KV buckets: the one way they are made and read whole."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ REQUEST_TIMEOUT_S = 1.0
 _READ_S = 10.0
 
 
-async def open_bucket(client: Client, name: str, *, max_age_s: float = 0.0) -> KeyValue:
-    """The bucket, on the server's disk, made if it is missing; values older than `max_age_s` are dropped (0:
-    none). One that exists keeps its own settings. Raises BUS_FAILURES."""
+async def open_bucket(client: Client, name: str, *, max_age_s: float = 0.0, on_disk: bool = True) -> KeyValue:
+    """The bucket, on the server's disk or in memory, made if it is missing; values older than `max_age_s` are
+    dropped (0: none). One that exists keeps its own settings. Raises BUS_FAILURES."""
     jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
-    wanted = KeyValueConfig(bucket=name, history=1, ttl=max_age_s or None, storage=StorageType.FILE)
+    storage = StorageType.FILE if on_disk else StorageType.MEMORY
+    wanted = KeyValueConfig(bucket=name, history=1, ttl=max_age_s or None, storage=storage)
     try:
         return await jetstream.create_key_value(wanted)
     except BadRequestError:

@@ -16,12 +16,10 @@ import contextlib
 from collections.abc import Callable
 
 import structlog
-from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType
-from nats.js.errors import BadRequestError, KeyNotFoundError
+from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
+from kvmesh.common.buckets import BUS_FAILURES, open_bucket, read_all
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import DiscoveryConfig
 from kvmesh.common.discovery.contract import Discovery
@@ -29,10 +27,6 @@ from kvmesh.common.tasks import cancel
 from kvmesh.v1.common_pb2 import WorkerInfo
 
 log = structlog.get_logger()
-
-# Seconds a JetStream request may take.
-REQUEST_TIMEOUT_S = 1.0
-_FAILURES = (NatsError, OSError, TimeoutError)
 
 
 class NatsDiscovery(Discovery):
@@ -77,7 +71,7 @@ class NatsDiscovery(Discovery):
         await cancel(beating)
         if not self._registered_id:
             return
-        with contextlib.suppress(*_FAILURES):
+        with contextlib.suppress(*BUS_FAILURES):
             bucket = await self._open()
             if bucket is not None:
                 await bucket.delete(self._registered_id)
@@ -105,7 +99,7 @@ class NatsDiscovery(Discovery):
             if bucket is not None:
                 self._registered_id = info.id
                 await bucket.put(info.id, info.SerializeToString())
-        except _FAILURES as error:
+        except BUS_FAILURES as error:
             # The bucket may be gone: the next heartbeat opens it anew.
             self._bucket = None
             if self._bus.connected:
@@ -144,7 +138,7 @@ class NatsDiscovery(Discovery):
                     if self._sync_due:
                         await self._sync()
                     await self._expire()
-                except _FAILURES as error:
+                except BUS_FAILURES as error:
                     self._bucket = None
                     log.warning("registry not readable", error=str(error) or type(error).__name__)
             with contextlib.suppress(TimeoutError):
@@ -169,16 +163,8 @@ class NatsDiscovery(Discovery):
         fresh = self._now() + self._config.ttl_s
         for worker_id in self._deadlines:
             self._deadlines[worker_id] = fresh
-        watcher = await bucket.watchall(ignore_deletes=True)
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S * 3):
-                async for entry in watcher:
-                    # None ends the initial state.
-                    if entry is None:
-                        break
-                    self._apply(entry.key, entry.value or b"")
-        finally:
-            await watcher.stop()
+        for worker_id, registration in (await read_all(bucket)).items():
+            self._apply(worker_id, registration)
         self._sync_due = False
 
     async def _expire(self) -> None:
@@ -215,16 +201,10 @@ class NatsDiscovery(Discovery):
         if client is None:
             return None
         if self._bucket is None:
-            jetstream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT_S)
-            name = self._config.bucket
-            wanted = KeyValueConfig(
-                bucket=name, history=1, ttl=self._config.ttl_s, storage=StorageType.MEMORY
+            # One that another configuration made with another TTL keeps that.
+            self._bucket = await open_bucket(
+                client, self._config.bucket, max_age_s=self._config.ttl_s, on_disk=False
             )
-            try:
-                self._bucket = await jetstream.create_key_value(wanted)
-            except BadRequestError:
-                # Another configuration made it with another TTL; the lease time in it is what counts there.
-                self._bucket = await jetstream.key_value(name)
         return self._bucket
 
     @staticmethod
