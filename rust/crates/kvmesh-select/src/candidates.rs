@@ -8,6 +8,7 @@ use crate::{
     rates::Work,
     selector::{Context, Selector},
     types::{Candidate, Found, Request, Role, Terms, WorkerId},
+    worker::Worker,
 };
 
 /// Used again by every decision.
@@ -16,9 +17,13 @@ pub struct Scratch {
     found: Vec<Found>,
     /// By worker: leading blocks by tier, speculation included.
     depths: Vec<[u32; 4]>,
+    /// By worker: evictions of late, in blocks a window.
+    evictions: Vec<f64>,
     /// Decode workers as partners of any prefill worker.
     pub partners: Vec<Candidate>,
     pub candidates: Vec<Candidate>,
+    /// Those of all requests of a plan.
+    pub planned: Vec<Candidate>,
     pub costs: Vec<f64>,
 }
 
@@ -77,12 +82,15 @@ impl Selector {
         pools
     }
 
-    fn common(&self, request: &Request, now: f64) -> Common {
+    fn common(&mut self, request: &Request, now: f64) -> Common {
+        let rate = |worker: &Option<Worker>| match worker {
+            Some(worker) => worker.residency.rate(now),
+            None => 0.0,
+        };
+        self.scratch.evictions.clear();
+        self.scratch.evictions.extend(self.workers.iter().map(rate));
+        let evictions: f64 = self.scratch.evictions.iter().sum();
         let workers = self.workers.iter().flatten();
-        let evictions: f64 = workers
-            .clone()
-            .map(|worker| worker.residency.rate(now))
-            .sum();
         Common {
             new_blocks: request.prompt_tokens.div_ceil(self.config.block_tokens),
             evict: self.config.prices.evict * self.returns.chance(),
@@ -149,7 +157,10 @@ impl Selector {
 
     fn rate(&mut self, request: &Request, common: &Common, partners: &Partners, now: f64) {
         let Scratch {
-            depths, candidates, ..
+            depths,
+            evictions,
+            candidates,
+            ..
         } = &mut self.scratch;
         let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
         candidates.clear();
@@ -201,7 +212,8 @@ impl Selector {
                     .residency
                     .evicted_by(fresh, seat.slots.blocks, worker.blocks);
                 // Faster turnover than elsewhere: what is evicted is younger, and likelier to be asked for again.
-                let younger = (worker.residency.rate(now) / common.evictions.max(1.0)).min(4.0);
+                let here = evictions[worker.id.index as usize];
+                let younger = (here / common.evictions.max(1.0)).min(4.0);
                 common.evict
                     * younger
                     * evicted

@@ -191,19 +191,26 @@ impl Selector {
         let mut columns: Vec<WorkerId> = self.prefilling().map(|worker| worker.id).collect();
         // Of equal workers a plan takes the first.
         columns.shuffle(&mut *context.chance);
-        let numbers = columns.iter().enumerate().map(|(column, &id)| (id, column));
-        let numbers: FxHashMap<WorkerId, usize> = numbers.collect();
+        // By a worker's index: its column.
+        let mut numbers = vec![usize::MAX; self.workers.len()];
+        for (column, id) in columns.iter().enumerate() {
+            numbers[id.index as usize] = column;
+        }
         let items = class.len();
         let mut entries = vec![Entry::NOWHERE; items * columns.len()];
-        let mut table: Vec<Option<Candidate>> = vec![None; items * columns.len()];
+        // All candidates, item by item, and where each item's begin.
+        let mut candidates = std::mem::take(&mut self.scratch.planned);
+        candidates.clear();
+        let mut begins = Vec::with_capacity(items + 1);
         for (item, &position) in class.iter().enumerate() {
             let request = std::mem::take(&mut self.waitlist.get_mut(position).request);
             self.candidates(&request, PolicyName::Kv, context);
             for candidate in &self.scratch.candidates {
-                let at = item * columns.len() + numbers[&candidate.prefill];
+                let at = item * columns.len() + numbers[candidate.prefill.index as usize];
                 entries[at] = Entry::of(candidate, request.prompt_tokens, self.config.block_tokens);
-                table[at] = Some(*candidate);
             }
+            begins.push(candidates.len());
+            candidates.extend_from_slice(&self.scratch.candidates);
             self.waitlist.get_mut(position).request = request;
         }
         let seats: Vec<Seat<'_>> = columns
@@ -248,16 +255,19 @@ impl Selector {
             self.tail.ms(),
             self.config.prices.fresh,
         );
+        begins.push(candidates.len());
         let mut firsts = Vec::new();
         for (column, pass) in passes.iter().enumerate() {
             if backlogs[column] <= SLACK_MS {
                 let candidate = |&item: &usize| {
-                    let candidate = table[item * columns.len() + column]?;
-                    Some((class[item], candidate))
+                    let of_item = &candidates[begins[item]..begins[item + 1]];
+                    let here = |candidate: &&Candidate| candidate.prefill == columns[column];
+                    Some((class[item], *of_item.iter().find(here)?))
                 };
                 firsts.extend(pass.iter().filter_map(candidate));
             }
         }
+        self.scratch.planned = candidates;
         firsts
     }
 }

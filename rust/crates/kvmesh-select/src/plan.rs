@@ -118,7 +118,7 @@ impl<'a, T: Table> Plan<'a, T> {
             }
         }
         let first_pass = |(column, sequence): (usize, &Vec<usize>)| {
-            sequence[..plan.walk(column, sequence).1].to_vec()
+            sequence[..plan.walk(column, sequence, f64::INFINITY).1].to_vec()
         };
         plan.sequences.iter().enumerate().map(first_pass).collect()
     }
@@ -160,8 +160,8 @@ impl<'a, T: Table> Plan<'a, T> {
                 trial.clear();
                 trial.extend_from_slice(&self.sequences[column]);
                 trial.insert(at, item);
-                let cost = self.cost(column, &trial);
-                let added = cost - self.costs[column];
+                let limit = best.0 + self.costs[column];
+                let added = self.walk(column, &trial, limit).0 - self.costs[column];
                 if added < best.0 {
                     best = (added, column, at);
                 }
@@ -177,11 +177,12 @@ impl<'a, T: Table> Plan<'a, T> {
     }
 
     fn cost(&self, column: usize, sequence: &[usize]) -> f64 {
-        self.walk(column, sequence).0
+        self.walk(column, sequence, f64::INFINITY).0
     }
 
-    /// A sequence's cost, and how many requests its first pass holds.
-    fn walk(&self, column: usize, sequence: &[usize]) -> (f64, usize) {
+    /// A sequence's cost, and how many requests its first pass holds. No request's part of the cost is negative: a
+    /// walk ends where it costs more than `limit` already.
+    fn walk(&self, column: usize, sequence: &[usize], limit: f64) -> (f64, usize) {
         let pass = self.table.pass(column);
         let (mut end_ms, mut cost) = (self.backlogs[column], 0.0);
         // The pass that the last request is in: where it begins in the sequence, and its tokens.
@@ -200,6 +201,9 @@ impl<'a, T: Table> Plan<'a, T> {
                 tokens += own.tokens;
             } else {
                 cost += self.waits(column, &sequence[begin..at], end_ms);
+                if cost > limit {
+                    return (cost, first_pass);
+                }
                 end_ms += own.ms;
                 // A long prompt leaves room in the last of its passes only.
                 (begin, tokens) = (at, own.tokens % pass.tokens);
