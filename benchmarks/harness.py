@@ -126,11 +126,14 @@ def main(file: str, run: Callable[[Report, bool], Coroutine[Any, Any, None]]) ->
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     arguments = parser.parse_args()
     report = Report(Path(file).stem, machine(), versions("sglang", "torch", "nixl", "grpcio"))
-    asyncio.run(run(report, arguments.quick))
-    if arguments.json:
-        print(report.to_json())
-    else:
-        Console().print(report.table())
+    # What libraries print of themselves must not end up in the result.
+    with os.fdopen(os.dup(1), "w") as result:
+        os.dup2(2, 1)
+        asyncio.run(run(report, arguments.quick))
+        if arguments.json:
+            print(report.to_json(), file=result)
+        else:
+            Console(file=result).print(report.table())
 
 
 def machine() -> str:

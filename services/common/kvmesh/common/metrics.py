@@ -71,6 +71,9 @@ class FrontendMetrics:
         )
         self.disconnects = Counter(f"{p}_disconnects_total", "clients that left before their answer was over")
         self.retries = Counter(f"{p}_retries_total", "placements tried again", ["reason"])
+        self.continuations = Counter(
+            f"{p}_continuations_total", "answers that went on at another worker when theirs was lost"
+        )
 
 
 class TenantMetrics:

@@ -248,7 +248,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached: _Optional[_Union[_common_pb2.CachedTokens, _Mapping]] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("request_id", "mode", "prefill", "decode", "cached", "timing", "candidates", "policy")
+    __slots__ = ("request_id", "mode", "prefill", "decode", "cached", "timing", "candidates", "policy", "continued_on")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +257,7 @@ class Explanation(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    CONTINUED_ON_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     mode: str
     prefill: str
@@ -265,7 +266,8 @@ class Explanation(_message.Message):
     timing: TimingMs
     candidates: _containers.RepeatedCompositeFieldContainer[_router_pb2.Candidate]
     policy: str
-    def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[str] = ..., prefill: _Optional[str] = ..., decode: _Optional[str] = ..., cached: _Optional[_Union[_common_pb2.CachedTokens, _Mapping]] = ..., timing: _Optional[_Union[TimingMs, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[_router_pb2.Candidate, _Mapping]]] = ..., policy: _Optional[str] = ...) -> None: ...
+    continued_on: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[str] = ..., prefill: _Optional[str] = ..., decode: _Optional[str] = ..., cached: _Optional[_Union[_common_pb2.CachedTokens, _Mapping]] = ..., timing: _Optional[_Union[TimingMs, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[_router_pb2.Candidate, _Mapping]]] = ..., policy: _Optional[str] = ..., continued_on: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TimingMs(_message.Message):
     __slots__ = ("queue", "route", "prefill", "transfer", "ttft", "total")

@@ -55,6 +55,7 @@ def explanation(session: Session) -> Explanation:
         ),
         candidates=attempt.routed.candidates,
         policy=attempt.routed.policy,
+        continued_on=session.continued_on,
     )
 
 
@@ -64,7 +65,8 @@ def explanation_json(session: Session) -> dict[str, Any]:
     return {
         "request_id": said.request_id,
         "policy": said.policy,
-        "placement": {"mode": said.mode, "prefill": said.prefill or None, "decode": said.decode},
+        "placement": {"mode": said.mode, "prefill": said.prefill or None, "decode": said.decode}
+        | ({"continued_on": list(said.continued_on)} if said.continued_on else {}),
         "cached_tokens": _tiers(said.cached),
         "timing_ms": {
             name: round(getattr(said.timing, name), 3)

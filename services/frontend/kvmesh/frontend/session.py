@@ -1,4 +1,4 @@
-"""A request's life in the mesh: placed, tried elsewhere where that helps, streamed, ended."""
+"""A request's life in the mesh: placed, tried elsewhere where that helps, streamed, continued, ended."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.attempt import Attempt, Output
 from kvmesh.frontend.call import Call
+from kvmesh.frontend.continuation import Continuation
 from kvmesh.frontend.mesh import Mesh
 from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
@@ -19,6 +20,8 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 log = structlog.get_logger()
 
 _MAX_ATTEMPTS = 4
+# A request that takes every worker down with it must not go through all of them.
+_MAX_CONTINUATIONS = 3
 # When no other worker is left, the one that failed may be back after this long.
 _RETRY_PAUSE_S = 0.25
 # Whoever fails so, fails so everywhere.
@@ -33,8 +36,15 @@ class Session:
         self.output_tokens = 0
         # Milliseconds spent on placing, all attempts together.
         self.route_ms = 0.0
+        # Decode workers that went on with the answer after others were lost.
+        self.continued_on: list[str] = []
         self._mesh = mesh
+        # The one that began the answer, and the one that streams now.
+        self._first: Attempt | None = None
         self._attempt: Attempt | None = None
+        self._continuation = Continuation(call)
+        # Tokens that came from workers before this one.
+        self._before = 0
         self._aborted: KvmeshError | None = None
         self._closed = False
         self._last_at = 0.0
@@ -46,79 +56,58 @@ class Session:
     @property
     def started(self) -> bool:
         """Whether tokens have come."""
-        return self._attempt is not None and bool(self._attempt.first_at)
+        return self._first is not None and bool(self._first.first_at)
 
     @property
     def attempt(self) -> Attempt:
-        """The attempt that streams; after `start`."""
-        assert self._attempt is not None
-        return self._attempt
+        """The attempt that computed the prompt and began the answer; after `start`."""
+        assert self._first is not None
+        return self._first
 
     @property
     def finish(self) -> Finish | None:
         """Set once the last tokens have been returned by `next`."""
-        attempt = self.attempt
+        attempt = self._streaming
         return attempt.finish if not attempt.tokens else None
 
     @property
     def finished(self) -> bool:
         """Whether there is nothing more to ask `next` for."""
-        return self.attempt.done and not self.attempt.tokens and self.attempt.error is None
+        attempt = self._streaming
+        return attempt.done and not attempt.tokens and attempt.error is None
+
+    @property
+    def _streaming(self) -> Attempt:
+        assert self._attempt is not None
+        return self._attempt
 
     async def start(self) -> None:
         """Return when the first tokens are there. Raises KvmeshError; nothing is left running then."""
         if self.call.charge is not None:
             await self.call.charge.reserve()
-        excluded: list[str] = []
-        failure: KvmeshError | None = None
-        for _ in range(_MAX_ATTEMPTS):
-            self._check()
-            attempt = await self._place(excluded, failure)
-            if attempt is None:
-                excluded.clear()
-                await asyncio.sleep(_RETRY_PAUSE_S)
-                continue
-            await attempt.changed()
-            failure = attempt.error
-            if failure is None:
-                self._record_first(attempt)
-                return
-            self._end_attempt()
-            if not failure.retryable or failure.code in _FINAL:
-                break
-            reason = ErrorCode.Name(failure.code).removeprefix("ERROR_CODE_").lower()
-            self._metrics.retries.labels(reason).inc()
-            log.info(
-                "trying elsewhere",
-                request_id=self.call.request_id,
-                worker=attempt.failed_worker,
-                error=failure.message,
-            )
-            excluded.append(attempt.failed_worker)
-        self._check()
-        assert failure is not None
-        # Where the client wrote it.
-        failure.param = self.call.params.get(failure.param or "", failure.param)
-        failure.retry_after_ms = failure.retry_after_ms or (1_000 if failure.retryable else 0)
-        raise failure
+        self._first = await self._begin(self.call, [])
+        if self._first.first_at:
+            self._metrics.ttft.observe(self._first.first_at - self.call.received)
 
     async def next(self) -> Output:
         """What has come since the last call, at least one token unless the answer is complete.
 
         Raises KvmeshError when the answer cannot be completed.
         """
-        attempt = self.attempt
+        attempt = self._streaming
         if not attempt.tokens:
             await attempt.changed()
         output = attempt.take()
-        if not output.token_ids:
-            if attempt.error is not None:
-                raise attempt.error
-            return output
+        while not output.token_ids:
+            if attempt.error is None:
+                return output
+            attempt = await self._go_on(attempt.error, attempt.failed_worker)
+            output = attempt.take()
         count = len(output.token_ids)
         self.output_tokens += count
+        self._continuation.add(output.token_ids)
         if attempt.routed.lease is not None:
-            attempt.routed.lease.output_tokens = self.output_tokens
+            attempt.routed.lease.output_tokens = self.output_tokens - self._before
         now = time.monotonic()
         if self._last_at:
             self._metrics.itl.observe((now - self._last_at) / count)
@@ -153,11 +142,61 @@ class Session:
         if self._aborted is not None:
             raise self._aborted
 
-    async def _place(self, excluded: list[str], failure: KvmeshError | None) -> Attempt | None:
+    async def _begin(self, call: Call, excluded: list[str]) -> Attempt:
+        """The attempt that has first tokens of `call`, or the answer's end. Raises KvmeshError."""
+        failure: KvmeshError | None = None
+        for _ in range(_MAX_ATTEMPTS):
+            self._check()
+            attempt = await self._place(call, excluded, failure)
+            if attempt is None:
+                excluded.clear()
+                await asyncio.sleep(_RETRY_PAUSE_S)
+                continue
+            await attempt.changed()
+            failure = attempt.error
+            if failure is None:
+                return attempt
+            self._end_attempt()
+            if not _helps_elsewhere(failure):
+                break
+            self._note_failure("trying elsewhere", failure, attempt.failed_worker)
+            excluded.append(attempt.failed_worker)
+        self._check()
+        assert failure is not None
+        # Where the client wrote it.
+        failure.param = self.call.params.get(failure.param or "", failure.param)
+        failure.retry_after_ms = failure.retry_after_ms or (1_000 if failure.retryable else 0)
+        raise failure
+
+    async def _go_on(self, failure: KvmeshError, worker: str) -> Attempt:
+        """The attempt that goes on with the answer of a lost worker. Raises `failure` where none can."""
+        self._check()
+        rest = self._continuation.rest()
+        if rest is None or len(self.continued_on) == _MAX_CONTINUATIONS or not _helps_elsewhere(failure):
+            raise failure
+        self._end_attempt()
+        self._note_failure("going on elsewhere", failure, worker)
+        self._before = self.output_tokens
+        try:
+            attempt = await self._begin(rest, [worker])
+        except KvmeshError as error:
+            self._check()
+            # What went wrong at first says more than that nobody could take over.
+            raise failure from error
+        self.continued_on.append(attempt.routed.placement.decode.id)
+        self._metrics.continuations.inc()
+        return attempt
+
+    def _note_failure(self, what: str, failure: KvmeshError, worker: str) -> None:
+        reason = ErrorCode.Name(failure.code).removeprefix("ERROR_CODE_").lower()
+        self._metrics.retries.labels(reason).inc()
+        log.info(what, request_id=self.call.request_id, worker=worker, error=failure.message)
+
+    async def _place(self, call: Call, excluded: list[str], failure: KvmeshError | None) -> Attempt | None:
         """Start an attempt. None: nobody is left but those that failed, and one more look is worth it."""
         begun = time.perf_counter()
         try:
-            routed = await self._mesh.placer.place(self.call, excluded)
+            routed = await self._mesh.placer.place(call, excluded)
         except KvmeshError as error:
             if error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY and excluded:
                 return None
@@ -170,14 +209,13 @@ class Session:
         placement = routed.placement
         split = placement.HasField("prefill")
         attempt.start(
-            self._engine_request(attempt),
+            self._engine_request(call, attempt),
             self._mesh.link(placement.decode, prefill=False),
             self._mesh.link(placement.prefill, prefill=True) if split else None,
         )
         return attempt
 
-    def _engine_request(self, attempt: Attempt) -> EngineRequest:
-        call = self.call
+    def _engine_request(self, call: Call, attempt: Attempt) -> EngineRequest:
         placement = attempt.routed.placement
         return EngineRequest(
             request_id=call.request_id,
@@ -213,6 +251,6 @@ class Session:
             cached = tiers.device + tiers.host + tiers.nvme + tiers.network
         charge.settle(started=self.started, output_tokens=self.output_tokens, cached_tokens=cached)
 
-    def _record_first(self, attempt: Attempt) -> None:
-        if attempt.first_at:
-            self._metrics.ttft.observe(attempt.first_at - self.call.received)
+
+def _helps_elsewhere(failure: KvmeshError) -> bool:
+    return failure.retryable and failure.code not in _FINAL

@@ -1,0 +1,119 @@
+"""Answers whose worker is lost on the way: another one goes on, and the client sees one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from fixtures.frontend import ANSWER, EXPLAIN, Split, chunks_of, error_of, hello, make
+from fixtures.scripted_worker import ROLE_DECODE, ScriptedWorker, retryable_error
+from fixtures.waiting import eventually
+from kvmesh.common.errors import invalid
+from kvmesh.v1.engine_pb2 import EngineRequest
+
+
+@pytest.fixture
+async def second(split: Split, answer_ids: list[int]) -> AsyncIterator[ScriptedWorker]:
+    """A decode worker that goes on where the tokens behind the prompt of `split.decode` leave off."""
+    other = make(ROLE_DECODE, answer_ids, 1)
+
+    def rest(request: EngineRequest) -> list[int]:
+        return answer_ids[len(request.token_ids) - len(split.decode.received[0].token_ids) :]
+
+    other.script = rest
+    yield other
+    await eventually(lambda: split.front.idle(split.prefill, split.decode, other), timeout=2)
+    await other.kill()
+
+
+async def ask(split: Split, second: ScriptedWorker, **fields: Any) -> httpx.Response:
+    """Ask while there is one decode worker, which holds its tokens back until there are two."""
+    split.decode.stall.clear()
+    asking = asyncio.create_task(split.front.chat(**fields))
+    await eventually(lambda: split.decode.live)
+    await split.front.join(second)
+    split.decode.stall.set()
+    return await asking
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_another_worker_goes_on(split: Split, second: ScriptedWorker, stream: bool) -> None:
+    split.decode.failure, split.decode.fail_at = retryable_error("gone"), 5
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    response = await ask(split, second, **options, **EXPLAIN)
+    assert response.status_code == 200
+    if stream:
+        chunks = chunks_of(response.text)
+        text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+        said = next(c["kvmesh"] for c in chunks if "kvmesh" in c)
+        used = next(c["usage"] for c in chunks if c.get("usage"))
+    else:
+        body = response.json()
+        text, said, used = body["choices"][0]["message"]["content"], body["kvmesh"], body["usage"]
+    assert text == ANSWER
+    assert said["placement"]["decode"] == "decode-0"
+    assert said["placement"]["continued_on"] == ["decode-1"]
+    # One prompt and one answer, whoever gave which part of it.
+    (begun,), (taken_over,) = split.decode.received, second.received
+    assert used["prompt_tokens"] == len(begun.token_ids)
+    assert used["prompt_tokens_details"]["cached_tokens"] == 16
+    assert len(taken_over.token_ids) == len(begun.token_ids) + 5
+    assert taken_over.sampling.max_new_tokens == begun.sampling.max_new_tokens - 5
+    # The KV of what is there already is a prefill worker's affair again.
+    assert len(split.prefill.received) == 2
+
+
+async def test_a_killed_worker_is_no_error_to_the_client(split: Split, second: ScriptedWorker) -> None:
+    split.decode.step_s = 0.02
+    stream = await split.front.openai.chat.completions.create(**hello(stream=True))
+    await split.front.join(second)
+    text = ""
+    async for chunk in stream:
+        if not text:
+            await split.decode.kill()
+        text += chunk.choices[0].delta.content or ""
+    assert text == ANSWER
+    assert second.received
+
+
+async def test_the_router_hears_of_each_part(
+    split: Split, second: ScriptedWorker, answer_ids: list[int]
+) -> None:
+    split.decode.failure, split.decode.fail_at = retryable_error(), 5
+    assert (await ask(split, second)).status_code == 200
+    reports = split.front.router.reports
+    await eventually(lambda: sum(report.ended for report in reports) == 2)
+    assert [report.output_tokens for report in reports if report.ended] == [5, len(answer_ids) - 5]
+    first, rest = split.front.router.requests
+    assert rest.prompt_tokens == first.prompt_tokens + 5
+
+
+@pytest.mark.parametrize("asked", [{"presence_penalty": 0.5}, {"response_format": {"type": "json_object"}}])
+async def test_what_only_the_lost_engine_knew_is_not_guessed(
+    split: Split, second: ScriptedWorker, asked: dict[str, Any]
+) -> None:
+    split.decode.failure, split.decode.fail_at = retryable_error("gone"), 5
+    response = await ask(split, second, **asked)
+    assert (response.status_code, error_of(response)["message"]) == (503, "gone")
+    assert not second.received
+
+
+async def test_errors_that_would_be_the_same_elsewhere_end_the_answer(
+    split: Split, second: ScriptedWorker
+) -> None:
+    split.decode.failure, split.decode.fail_at = invalid("no such thing", "seed").to_proto(), 5
+    response = await ask(split, second)
+    assert (response.status_code, error_of(response)["param"]) == (400, "seed")
+    assert not second.received
+
+
+async def test_a_request_that_takes_every_worker_down_is_given_up(split: Split) -> None:
+    split.decode.failure, split.decode.fail_at = retryable_error(), 5
+    response = await split.front.chat()
+    assert (response.status_code, error_of(response)["code"]) == (503, "overloaded")
+    assert len(split.decode.received) == 4
+    await split.idle()
