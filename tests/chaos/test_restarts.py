@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -48,6 +49,38 @@ def test_killed_sglang_worker_comes_back_and_serves(split_mesh: Mesh, process: s
     question = "What is the capital of France?"
     kill_and_wait(split_mesh, process, timeout=180)
     assert "Paris" in split_mesh.chat(question)["choices"][0]["message"]["content"]
+
+
+async def test_a_killed_decode_worker_fails_no_request(mock_mesh: Mesh) -> None:
+    """Its answers go on at the other one, and say what they would have said."""
+    prompts = [f"client {number} says" for number in range(16)]
+    begun = asyncio.Event()
+
+    async def ask(http: httpx.AsyncClient, prompt: str) -> tuple[str, list[str]]:
+        body = {"model": "default", "prompt": prompt, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        text, continued = "", []
+        body["kvmesh"] = {"explain": True}
+        async with http.stream("POST", f"{mock_mesh.url}/v1/completions", json=body) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    chunk = json.loads(line.removeprefix("data: "))
+                    assert "error" not in chunk, chunk
+                    text += "".join(choice["text"] for choice in chunk["choices"])
+                    continued = chunk.get("kvmesh", {}).get("placement", {}).get("continued_on", continued)
+                    begun.set()
+        return text, continued
+
+    async with httpx.AsyncClient(timeout=60) as http:
+        asking = [asyncio.create_task(ask(http, prompt)) for prompt in prompts]
+        await begun.wait()
+        await asyncio.to_thread(mock_mesh.kill, "decode-0")
+        broken = await asyncio.gather(*asking)
+        whole = [await ask(http, prompt) for prompt in prompts]
+    assert [text for text, _ in broken] == [text for text, _ in whole]
+    assert any(continued == ["decode-1"] for _, continued in broken), "nothing was under way when it died"
+    await wait_until(lambda: len(mock_mesh.workers()) == 3, 60, "the killed worker to be back")
+    mock_mesh.wait_ready()
 
 
 async def test_nats_restart_fails_no_request(mesh: Mesh) -> None:
