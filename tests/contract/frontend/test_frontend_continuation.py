@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from fixtures.frontend import ANSWER, EXPLAIN, Split, chunks_of, error_of, hello, make
-from fixtures.scripted_worker import ROLE_DECODE, ScriptedWorker, retryable_error
+from fixtures.frontend import ANSWER, EXPLAIN, Split, chunks_of, error_of, frontend, hello, make
+from fixtures.scripted_worker import ROLE_AGGREGATED, ROLE_DECODE, ScriptedWorker, retryable_error
 from fixtures.waiting import eventually
 from kvmesh.common.errors import invalid
 from kvmesh.v1.engine_pb2 import EngineRequest
 
 
+def rest_of(answer: list[int], prompt: int) -> Callable[[EngineRequest], list[int]]:
+    """A script that goes on where the tokens behind a prompt of this length leave off."""
+    return lambda request: answer[len(request.token_ids) - prompt :]
+
+
 @pytest.fixture
 async def second(split: Split, answer_ids: list[int]) -> AsyncIterator[ScriptedWorker]:
-    """A decode worker that goes on where the tokens behind the prompt of `split.decode` leave off."""
+    """A decode worker that goes on with what `split.decode` has begun."""
     other = make(ROLE_DECODE, answer_ids, 1)
-
-    def rest(request: EngineRequest) -> list[int]:
-        return answer_ids[len(request.token_ids) - len(split.decode.received[0].token_ids) :]
-
-    other.script = rest
+    other.script = lambda request: rest_of(answer_ids, len(split.decode.received[0].token_ids))(request)
     yield other
     await eventually(lambda: split.front.idle(split.prefill, split.decode, other), timeout=2)
     await other.kill()
@@ -78,6 +79,29 @@ async def test_a_killed_worker_is_no_error_to_the_client(split: Split, second: S
         text += chunk.choices[0].delta.content or ""
     assert text == ANSWER
     assert second.received
+
+
+async def test_the_only_worker_is_waited_for(answer_ids: list[int]) -> None:
+    async with frontend(recovery_s=30) as front:
+        worker = make(ROLE_AGGREGATED, answer_ids)
+        worker.step_s = 0.02
+        await front.join(worker)
+        stream = await front.openai.chat.completions.create(**hello(stream=True))
+        text = ""
+        async for chunk in stream:
+            if not text:
+                await worker.kill()
+                # Discovery lists the dead process for some time yet.
+                await asyncio.sleep(1)
+                worker.script = rest_of(answer_ids, len(worker.received[0].token_ids))
+                worker.incarnation += 1
+                await worker.start()
+                front.discovery.put(worker.info())
+            text += chunk.choices[0].delta.content or ""
+        assert text == ANSWER
+        assert len(worker.received) == 2
+        await eventually(lambda: front.idle(worker), timeout=2)
+        await worker.kill()
 
 
 async def test_the_router_hears_of_each_part(

@@ -150,6 +150,8 @@ class FrontendConfig(Listen):
     cors: CorsConfig = CorsConfig()
     request_timeout_s: float = Field(default=600.0, gt=0)
     """a request is ended after this long"""
+    recovery_s: float = Field(default=60.0, ge=0)
+    """how long an answer whose worker was lost waits for another one, when none is left"""
     store: StoreConfig = StoreConfig()
     drain_s: float = Field(default=30.0, ge=0)
     """longest wait for live requests at shutdown"""

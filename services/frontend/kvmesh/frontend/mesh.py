@@ -36,6 +36,8 @@ class Mesh:
         self._router = RouterLink(self._hub, config.router.effective_address())
         self._links: dict[_LinkKey, Link] = {}
         self.placer = Placer(self._router, FallbackPlacement(discovery))
+        # Seconds an answer waits for a worker to go on at.
+        self.recovery_s = config.frontend.recovery_s
         # Requests alive now.
         self.sessions: set[LiveRequest] = set()
 

@@ -45,6 +45,8 @@ class Session:
         self._continuation = Continuation(call)
         # Tokens that came from workers before this one.
         self._before = 0
+        # Processes that were lost with a part of this request; discovery may list them for a while.
+        self._lost: set[tuple[str, int]] = set()
         self._aborted: KvmeshError | None = None
         self._closed = False
         self._last_at = 0.0
@@ -142,20 +144,28 @@ class Session:
         if self._aborted is not None:
             raise self._aborted
 
-    async def _begin(self, call: Call, excluded: list[str]) -> Attempt:
-        """The attempt that has first tokens of `call`, or the answer's end. Raises KvmeshError."""
+    async def _begin(self, call: Call, excluded: list[str], patience_s: float = 0.0) -> Attempt:
+        """The attempt that has first tokens of `call`, or the answer's end. Raises KvmeshError.
+
+        For `patience_s` it waits for workers to come, where none is left.
+        """
         failure: KvmeshError | None = None
-        for _ in range(_MAX_ATTEMPTS):
+        give_up, left = time.monotonic() + patience_s, _MAX_ATTEMPTS
+        while left:
             self._check()
-            attempt = await self._place(call, excluded, failure)
+            patient = time.monotonic() < give_up
+            attempt = await self._place(call, excluded, failure, patient)
             if attempt is None:
                 excluded.clear()
+                left -= not patient
                 await asyncio.sleep(_RETRY_PAUSE_S)
                 continue
+            left -= 1
             await attempt.changed()
             failure = attempt.error
             if failure is None:
                 return attempt
+            self._note_lost(attempt, failure)
             self._end_attempt()
             if not _helps_elsewhere(failure):
                 break
@@ -174,11 +184,12 @@ class Session:
         rest = self._continuation.rest()
         if rest is None or len(self.continued_on) == _MAX_CONTINUATIONS or not _helps_elsewhere(failure):
             raise failure
+        self._note_lost(self._streaming, failure)
         self._end_attempt()
         self._note_failure("going on elsewhere", failure, worker)
         self._before = self.output_tokens
         try:
-            attempt = await self._begin(rest, [worker])
+            attempt = await self._begin(rest, [worker], self._mesh.recovery_s)
         except KvmeshError as error:
             self._check()
             # What went wrong at first says more than that nobody could take over.
@@ -187,26 +198,39 @@ class Session:
         self._metrics.continuations.inc()
         return attempt
 
+    def _note_lost(self, attempt: Attempt, failure: KvmeshError) -> None:
+        placement = attempt.routed.placement
+        for worker in (placement.decode, placement.prefill):
+            if worker.id == attempt.failed_worker and failure.code == ErrorCode.ERROR_CODE_WORKER_LOST:
+                self._lost.add((worker.id, worker.incarnation))
+
     def _note_failure(self, what: str, failure: KvmeshError, worker: str) -> None:
         reason = ErrorCode.Name(failure.code).removeprefix("ERROR_CODE_").lower()
         self._metrics.retries.labels(reason).inc()
         log.info(what, request_id=self.call.request_id, worker=worker, error=failure.message)
 
-    async def _place(self, call: Call, excluded: list[str], failure: KvmeshError | None) -> Attempt | None:
+    async def _place(
+        self, call: Call, excluded: list[str], failure: KvmeshError | None, patient: bool
+    ) -> Attempt | None:
         """Start an attempt. None: nobody is left but those that failed, and one more look is worth it."""
         begun = time.perf_counter()
         try:
             routed = await self._mesh.placer.place(call, excluded)
         except KvmeshError as error:
-            if error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY and excluded:
+            if error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY and (excluded or patient):
                 return None
             # What went wrong at first says more than that nobody is left.
             raise failure or error from None
         finally:
             self.route_ms += (time.perf_counter() - begun) * 1000
+        placement = routed.placement
+        workers = (placement.decode, placement.prefill)
+        if patient and any((worker.id, worker.incarnation) in self._lost for worker in workers):
+            if routed.lease is not None:
+                routed.lease.end()
+            return None
         attempt = self._attempt = Attempt(routed)
         self._check()
-        placement = routed.placement
         split = placement.HasField("prefill")
         attempt.start(
             self._engine_request(call, attempt),
