@@ -14,7 +14,7 @@ from kvmesh.cli import devices, ports
 from kvmesh.cli.home import Home
 from kvmesh.cli.pids import MARKER
 from kvmesh.cli.plan import base_environment, plan
-from kvmesh.cli.settings import check_workers, endpoint_url, load
+from kvmesh.cli.settings import check_workers, endpoint_url, load, model_flags
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 
@@ -166,7 +166,7 @@ def test_the_written_configuration_reads_back(home: Home) -> None:
 
 def test_engines_that_share_a_gpu_start_in_turn_with_a_part_of_what_is_left() -> None:
     engine = load_config(None).engine
-    parts = devices.divide(engine, ["prefill-0", "decode-0"], ["0"])
+    parts = devices.divide({"prefill-0": engine, "decode-0": engine}, ["0"])
     assert parts == {
         "prefill-0": devices.Devices(("0",), 0.4),
         # 40 % of the whole is two thirds of the 60 % that the first has left.
@@ -176,8 +176,53 @@ def test_engines_that_share_a_gpu_start_in_turn_with_a_part_of_what_is_left() ->
 
 def test_engines_with_gpus_of_their_own_take_what_they_like() -> None:
     engine = load_config(None, {"engine": {"decode_args": {"tp-size": 2}}}).engine
-    parts = devices.divide(engine, ["prefill-0", "decode-0"], ["4", "5", "6"])
+    parts = devices.divide({"prefill-0": engine, "decode-0": engine}, ["4", "5", "6"])
     assert parts == {"prefill-0": devices.Devices(("4",)), "decode-0": devices.Devices(("5", "6"))}
+
+
+def test_every_model_has_workers_of_its_own(home: Home) -> None:
+    models = [
+        {"id": "default", "name": "one", "workers": {"aggregated": 2}},
+        {"id": "default", "name": "other", "engine": {"page_size": 32}},
+        {"id": "default", "name": "vectors", "task": "embed"},
+    ]
+    config = load_config(None, {"engine": {"kind": "mock"}, "models": models})
+    check_workers(config)
+    workers = {spec.name: spec.environment for spec in plan(config, home, {}) if spec.name[-1].isdigit()}
+    assert {name: environment["KVMESH_WORKER__MODEL"] for name, environment in workers.items()} == {
+        "aggregated-0": "one",
+        "aggregated-1": "one",
+        "prefill-0": "other",
+        "decode-0": "other",
+        "aggregated-2": "vectors",
+    }
+
+
+def test_engines_of_several_models_share_the_gpus() -> None:
+    small, large = load_config(None).engine, load_config(None, {"engine": {"args": {"tp_size": 2}}}).engine
+    parts = devices.divide({"aggregated-0": small, "aggregated-1": large}, ["0", "1", "2"])
+    assert [parts[name].ids for name in parts] == [("0",), ("1", "2")]
+
+
+def test_workers_that_could_not_serve_their_model_are_named_with_it() -> None:
+    def refused(**other: object) -> str:
+        models = [{"id": "default", "name": "one"}, {"id": "default", "name": "other", **other}]
+        with pytest.raises(KvmeshError) as caught:
+            check_workers(load_config(None, {"models": models}))
+        return caught.value.message
+
+    assert "no workers of model other" in refused(workers={})
+    assert "of model other work in pairs" in refused(workers={"prefill": 1})
+    assert "model other takes no prefill and decode workers" in refused(task="embed", workers={"decode": 1})
+
+
+def test_model_flags_are_one_model_or_several() -> None:
+    file = {"models": [{"id": "default", "name": "one"}, {"id": "x"}]}
+    one = load_config(None, file | model_flags(["./mine"]))
+    assert (one.model.id, one.models) == ("./mine", [])
+    several = load_config(None, {"model": {"id": "x"}} | model_flags(["./mine", "default"]))
+    assert [served.model.id for served in several.served()] == ["./mine", "default"]
+    assert [served.model.aliases for served in several.served()] == [["default"], []]
 
 
 def test_a_configured_memory_fraction_stands(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,54 @@ def test_bad_overrides_are_refused() -> None:
     assert "did you mean `port`?" in refused(overrides={"router": {"prt": 1}})
 
 
+def test_one_of_several_models_is_what_its_worker_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        tmp_path,
+        """
+engine: {kind: mock, args: {tp_size: 2, dtype: x}}
+models:
+  - {id: default, name: one, aliases: [uno], task: embed}
+  - id: default
+    name: other
+    engine: {page_size: 32, args: {tp_size: 1}}
+    workers: {aggregated: 3}
+""",
+    )
+    whole = load_config(path)
+    one, other = whole.served()
+    assert (one.model.name, one.model.aliases, one.engine.args) == ("one", ["uno"], whole.engine.args)
+    # Embeddings are nobody's default while there is a model that generates.
+    assert other.model.aliases == ["default"]
+    assert (other.engine.kind, other.engine.page_size) == ("mock", 32)
+    assert other.engine.args == {"tp_size": 1, "dtype": "x"}
+    assert (other.workers.prefill, other.workers.aggregated, other.workers.drain_s) == (0, 3, 30.0)
+    assert (one.workers.decode, one.workers.aggregated) == (0, 1)
+    monkeypatch.setenv("KVMESH_WORKER__MODEL", "one")
+    assert load_config(path).of_worker().model == one.model
+    monkeypatch.setenv("KVMESH_WORKER__MODEL", "")
+    assert load_config(path).of_worker().model == other.model
+    monkeypatch.setenv("KVMESH_WORKER__MODEL", "third")
+    with pytest.raises(KvmeshError, match="none of `models`: one, other"):
+        load_config(path).of_worker()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{model: {id: x}, models: [{id: y}]}", "set `model` or `models`, not both"),
+        ("models: [{id: x}, {id: x}]", "two of `models` are called x"),
+        ("models: [{id: x, aliases: [y]}, {id: y}]", "two of `models` are called y"),
+        ("models: [{id: x, default: true}, {id: y, aliases: [default]}]", "only one of `models`"),
+        ("models: [{id: x, alias: y}]", "unknown key `models.0.alias`; did you mean `aliases`?"),
+        ("models: [{id: x, workers: {agregated: 1}}]", "did you mean `aggregated`?"),
+    ],
+)
+def test_models_that_cannot_be_told_apart_are_refused(tmp_path: Path, text: str, wanted: str) -> None:
+    assert wanted in refused(write(tmp_path, text))
+
+
 def test_schema_documents_every_field() -> None:
     schema = Config.model_json_schema()
     assert schema["$defs"]["RouterConfig"]["properties"]["lease_ttl_s"]["description"]

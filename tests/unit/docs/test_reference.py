@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from anthropic.types import message_create_params
+from openai.types import embedding_create_params
 from openai.types.responses import response_create_params
 
 from kvmesh.common.errors import TABLE, ErrorCode
 from kvmesh.frontend.anthropic import request as messages
-from kvmesh.frontend.protocol import Body, ChatCompletionRequest, CompletionRequest
+from kvmesh.frontend.protocol import Body, ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from kvmesh.frontend.protocol.body import REFUSED
 from kvmesh.frontend.responses import request as responses
 
@@ -66,6 +67,12 @@ def test_api_page_lists_every_field(
     assert {name for name, what in known.items() if what == "refused"} == REFUSED.keys() - supported | (
         {"suffix"} & supported
     )
+
+
+def test_api_page_lists_every_field_of_embeddings() -> None:
+    fields = documented()["Embeddings"]
+    assert fields == dict.fromkeys(EmbeddingRequest.model_fields, "supported")
+    assert fields.keys() >= embedding_create_params.EmbeddingCreateParams.__annotations__.keys()
 
 
 @pytest.mark.parametrize(

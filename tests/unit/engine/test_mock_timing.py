@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmesh.common.config import MockConfig
+from kvmesh.common.served import MockConfig
 from kvmesh.engine.mock.timing import Pacer, TimingModel
 
 

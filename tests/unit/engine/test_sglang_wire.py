@@ -61,6 +61,8 @@ LAYOUT = {
     "abort": template("AbortReq", rid="", http_worker_ipc=None, abort_all=False, finished_reason=None),
     "flush": template("FlushCacheReqInput", rid=None, http_worker_ipc=None, timeout_s=None),
     "outputs": OUTPUTS,
+    "embedding": template("TokenizedEmbeddingReqInput", rid="", input_ids=EMPTY, sampling_params=[0]),
+    "embeddings": ["rids", "finished_reasons", "embeddings", "prompt_tokens", "cached_tokens", "time_stats"],
     "flushed": ["rid", "http_worker_ipc", "success", "message"],
 }
 
@@ -100,6 +102,16 @@ def test_a_request_is_the_template_with_its_fields(wire: Wire) -> None:
 def test_aborts_and_flushes(wire: Wire) -> None:
     assert msgspec.msgpack.decode(wire.abort("0f")) == ["AbortReq", "0f", None, False, None]
     assert msgspec.msgpack.decode(wire.flush()) == ["FlushCacheReqInput", None, None, None]
+
+
+def test_embeddings(wire: Wire) -> None:
+    asked = msgspec.msgpack.decode(wire.embedding("0f", array("q", [1, 2])))
+    assert (asked[0], asked[1], wire.token_ids(asked[2])) == ("TokenizedEmbeddingReqInput", "0f", [1, 2])
+    times = ["PickleWrapper", msgspec.msgpack.encode([(1.0, 2.0, 0.0, 0)])]
+    answer = ["BatchEmbeddingOutput", ["0f"], [{"type": "stop"}], [[0.5, 1.0]], [2], [0], times]
+    message = wire.decode(msgspec.msgpack.encode(answer))
+    assert (message.rids, message.embeddings) == (["0f"], [[0.5, 1.0]])
+    assert wire.times(message) == [(1.0, 2.0, 0.0, 0)]
 
 
 def test_outputs_give_what_is_needed(wire: Wire) -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from kvmesh.cli import config_commands, index_commands, key_commands, kvbm_commands, router_replay
 from kvmesh.cli.home import Home
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import parse_alias, running_config
+from kvmesh.cli.settings import model_flags, parse_alias, running_config
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 
@@ -43,7 +43,8 @@ app.add_typer(kvbm_commands.app, name="kvbm")
 def up(
     config: ConfigFile = None,
     model: Annotated[
-        str | None, typer.Option(metavar="ID|DIR", help="`default`, a directory, or a Hugging Face id.")
+        list[str] | None,
+        typer.Option(metavar="ID|DIR", help="`default`, a directory, or a Hugging Face id; may be repeated."),
     ] = None,
     engine: Annotated[Literal["sglang", "mock"] | None, typer.Option(help="What computes.")] = None,
     prefill: Annotated[int | None, typer.Option(metavar="N", min=0, help="Prefill workers.")] = None,
@@ -66,6 +67,7 @@ def up(
       kvmesh up --detach
       kvmesh up --model ./my-model --prefill 2 --decode 4
       kvmesh up --prefill 0 --decode 0 --aggregated 1    # requests are not split
+      kvmesh up --model ./one --model ./other            # both behind one endpoint, workers for each
       kvmesh up --engine mock                            # all but the model is real
       kvmesh up --alias gpt-4o=default                   # for clients that insist on a name
     """
@@ -73,16 +75,17 @@ def up(
 
     workers = {"prefill": prefill, "decode": decode, "aggregated": aggregated}
     overrides: dict[str, dict[str, Any]] = {
-        "model": {"id": model},
         "engine": {"kind": engine},
         "workers": workers,
     }
     if alias:
         overrides["frontend"] = {"aliases": dict(map(parse_alias, alias))}
-    given = {
+    given: dict[str, Any] = {
         section: {key: value for key, value in values.items() if value is not None}
         for section, values in overrides.items()
     }
+    if model:
+        given |= model_flags(model)
     starting.up(config, given, detach=detach, console=_console())
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import check_workers, endpoint_url, load, worker_names
+from kvmesh.cli.settings import check_workers, endpoint_url, load, workers_of
 from kvmesh.common.config import Config
 
 app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
@@ -33,9 +33,11 @@ def check(
     path = file or config
     settings = load(path)
     check_workers(settings)
-    workers = ", ".join(worker_names(settings))
     print(f"{path or 'the environment'}: ok")
-    print(f"  model {settings.model.id} on {settings.engine.kind}: {workers}")
+    for served in settings.served():
+        key = served.model.name or served.model.id
+        workers = ", ".join(w.name for w in workers_of(settings) if w.config.model == served.model)
+        print(f"  model {key} on {served.engine.kind}: {workers}")
     print(f"  policy {settings.router.policy}, endpoint {endpoint_url(settings)}")
 
 

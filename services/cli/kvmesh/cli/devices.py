@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmesh.common.config import EngineConfig
+from kvmesh.common.served import EngineConfig
 
 # Of a shared GPU's memory; the rest is for what engines need beside weights and KV: activations, graphs.
 _SHARED_PART = 0.8
@@ -41,8 +41,8 @@ def gpus_of(engine: EngineConfig, role: str) -> int:
     return size
 
 
-def divide(engine: EngineConfig, names: Sequence[str], gpus: Sequence[str]) -> dict[str, Devices]:
-    """Parts for the workers `names` (`role-index`), in order, over the GPUs in turn.
+def divide(engines: Mapping[str, EngineConfig], gpus: Sequence[str]) -> dict[str, Devices]:
+    """Parts for the workers (`role-index`) that have these engines, in order, over the GPUs in turn.
 
     Engines measure free memory when they start, so those that share a GPU start one after the other,
     each taking its part of what the ones before it have left. A configured `mem_fraction_static` stands.
@@ -51,7 +51,7 @@ def divide(engine: EngineConfig, names: Sequence[str], gpus: Sequence[str]) -> d
         return {}
     places: dict[str, tuple[str, ...]] = {}
     position = 0
-    for name in names:
+    for name, engine in engines.items():
         size = min(gpus_of(engine, name.rpartition("-")[0]), len(gpus))
         places[name] = tuple(gpus[(position + i) % len(gpus)] for i in range(size))
         position += size
@@ -61,7 +61,7 @@ def divide(engine: EngineConfig, names: Sequence[str], gpus: Sequence[str]) -> d
         sharers = max(sum(gpu in other for other in places.values()) for gpu in ids)
         before = max((seen[gpu] for gpu in ids), key=len)
         fraction = None
-        if sharers > 1 and "mem_fraction_static" not in _arguments(engine, name.rpartition("-")[0]):
+        if sharers > 1 and "mem_fraction_static" not in _arguments(engines[name], name.rpartition("-")[0]):
             part = _SHARED_PART / sharers
             fraction = round(part / (1 - part * len(before)), 3)
         parts[name] = Devices(ids, fraction, before[-1] if before else "")

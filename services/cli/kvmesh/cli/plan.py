@@ -15,7 +15,7 @@ from kvmesh.cli.pids import MARKER
 from kvmesh.cli.ports import free_port
 from kvmesh.cli.probes import GrpcHealth, NatsGreeting
 from kvmesh.cli.process import ProcessSpec
-from kvmesh.cli.settings import worker_names
+from kvmesh.cli.settings import Worker, workers_of
 from kvmesh.common.config import Config, Listen
 from kvmesh.common.errors import invalid
 
@@ -130,12 +130,12 @@ def _role(
 
 
 def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
-    names = worker_names(config)
-    real = config.engine.kind == "sglang"
-    parts = devices.divide(config.engine, names, devices.visible(base)) if real and has_gpu() else {}
-    threads = _threads(config, len(names), base)
-    for name in names:
-        role = name.rpartition("-")[0]
+    workers = workers_of(config)
+    real = {worker.name: worker.config.engine for worker in workers if worker.config.engine.kind == "sglang"}
+    parts = devices.divide(real, devices.visible(base)) if has_gpu() else {}
+    threads = _threads(len(real), base)
+    for worker in workers:
+        name, role = worker.name, worker.role
         # Kept over restarts; chosen here so that they are known before the worker is up.
         listen = config.worker.model_copy(
             update={"port": free_port(config.worker.host), "metrics_port": free_port(config.worker.host)}
@@ -145,6 +145,7 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
             "KVMESH_WORKER__ID": f"{config.node}-{name}" if config.nats.url else name,
             "KVMESH_WORKER__PORT": str(listen.port),
             "KVMESH_WORKER__METRICS_PORT": str(listen.metrics_port),
+            **_model_environment(config, worker),
         }
         service = "PrefillService" if role == "prefill" else "DecodeService"
         part = parts.get(name)
@@ -153,7 +154,7 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
             listen,
             f"kvmesh.v1.{service}",
             home,
-            base | threads | identity | _gpu_environment(part),
+            base | (threads if name in real else {}) | identity | _gpu_environment(part),
             _WORKERS,
             config.workers.drain_s,
             module="kvmesh.prefill" if role == "prefill" else "kvmesh.decode",
@@ -161,6 +162,12 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
             role=role,
             after=part.after if part else "",
         )
+
+
+def _model_environment(config: Config, worker: Worker) -> dict[str, str]:
+    """Which of several models it serves."""
+    model = worker.config.model
+    return {"KVMESH_WORKER__MODEL": model.name or model.id} if config.models else {}
 
 
 def _gpu_environment(part: devices.Devices | None) -> dict[str, str]:
@@ -173,9 +180,9 @@ def _gpu_environment(part: devices.Devices | None) -> dict[str, str]:
     return environment
 
 
-def _threads(config: Config, engines: int, environment: Mapping[str, str]) -> dict[str, str]:
+def _threads(engines: int, environment: Mapping[str, str]) -> dict[str, str]:
     """On a CPU the engines share the cores: at a thread a core each, they slow one another down tenfold."""
-    if config.engine.kind != "sglang" or "OMP_NUM_THREADS" in environment or has_gpu():
+    if not engines or "OMP_NUM_THREADS" in environment or has_gpu():
         return {}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // engines))}
 

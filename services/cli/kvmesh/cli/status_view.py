@@ -65,8 +65,8 @@ def _deaths(processes: list[dict[str, Any]]) -> list[Text]:
 
 
 def _workers(workers: list[dict[str, Any]]) -> Table:
-    table = _table("worker", "role", "engine", "state", "requests", "blocks used", "cached", "of")
-    for column in table.columns[4:]:
+    table = _table("worker", "model", "role", "engine", "state", "requests", "blocks used", "cached", "of")
+    for column in table.columns[5:]:
         column.justify = "right"
     for worker in workers:
         state = _state(worker["state"])
@@ -75,6 +75,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
         counts = ("requests", "blocks_used", "blocks_cached", "blocks_total")
         table.add_row(
             worker.get("id", "?"),
+            worker.get("model", ""),
             worker.get("role", ""),
             worker.get("engine", ""),
             state,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,12 +21,15 @@ from kvmesh.cli.endpoint import Answer, curl, stream_chat
 from kvmesh.cli.home import Home, MeshState, MeshStatus
 from kvmesh.cli.pids import MARKER, ProcessId, end, supervised, wait_gone
 from kvmesh.cli.plan import has_gpu
-from kvmesh.cli.settings import check_workers, endpoint_url, load
+from kvmesh.cli.settings import check_distinct, check_workers, endpoint_url, load
 from kvmesh.cli.supervisor import already_running, first_status, supervise
 from kvmesh.common.config import Config, is_loopback
 from kvmesh.common.errors import KvmeshError
+from kvmesh.common.served import ModelConfig
 from kvmesh.engine.model import resolve_model
 from kvmesh.v1.errors_pb2 import ErrorCode
+
+_Model = TypeVar("_Model", bound=ModelConfig)
 
 _QUESTION = "What is the capital of France?"
 
@@ -59,16 +62,20 @@ def up(config_file: Path | None, overrides: dict[str, Any], *, detach: bool, con
 def _configure(config_file: Path | None, overrides: dict[str, Any]) -> Config:
     config = load(config_file, overrides)
     check_workers(config)
-    directory = Path(config.model.id).expanduser()
-    # Processes must not depend on where they were started.
-    model_id = str(directory.resolve()) if directory.is_dir() else config.model.id
     return config.model_copy(
         update={
             "home": config.home.expanduser().resolve(),
             "cache_dir": config.cache_dir.expanduser().resolve(),
-            "model": config.model.model_copy(update={"id": model_id}),
+            "model": _placed(config.model),
+            "models": [_placed(model) for model in config.models],
         }
     )
+
+
+def _placed(model: _Model) -> _Model:
+    """The same, with a whole path: processes must not depend on where they were started."""
+    directory = Path(model.id).expanduser()
+    return model.model_copy(update={"id": str(directory.resolve())}) if directory.is_dir() else model
 
 
 def _prepare(config: Config, home: Home, console: Console) -> tuple[Config, str]:
@@ -80,9 +87,12 @@ def _prepare(config: Config, home: Home, console: Console) -> tuple[Config, str]
     ports.check(config)
     config = ports.assign(config)
     with console.status("looking for the model") as status:
-        source = resolve_model(
-            config, lambda what, part: status.update(f"preparing the default model: {what} ({part:.0%})")
-        )
+
+        def tell(what: str, part: float) -> None:
+            status.update(f"preparing the default model: {what} ({part:.0%})")
+
+        models = [resolve_model(served, tell).name for served in config.served()]
+    check_distinct(models)
     home.write_config(config)
     if config.tenants.keys == "off" and not is_loopback(config.frontend.host):
         console.print(
@@ -90,10 +100,11 @@ def _prepare(config: Config, home: Home, console: Console) -> tuple[Config, str]
             "may use this mesh: no API keys are asked for; set `tenants.keys` to `required`\n",
             soft_wrap=True,
         )
-    engine = config.engine.kind
-    where = (" on GPU" if has_gpu() else " on CPU") if engine == "sglang" else ""
-    console.print(f"[bold]kvmesh[/]  {escape(source.name)}, engine {engine}{where}\n")
-    return config, source.name
+    engines = sorted({served.engine.kind for served in config.served()})
+    where = (" on GPU" if has_gpu() else " on CPU") if "sglang" in engines else ""
+    names = ", ".join(models)
+    console.print(f"[bold]kvmesh[/]  {escape(names)}, engine {' and '.join(engines)}{where}\n")
+    return config, names
 
 
 def _join(home: Home, wanted: Config, *, detach: bool, console: Console) -> None:
@@ -199,7 +210,9 @@ def _first_chat(url: str, answer: Answer, config: Config) -> Iterator[str]:
 
 
 def _greets(config: Config) -> bool:
-    """Whether a first chat needs neither a key nor a client's certificate."""
+    """Whether there is somebody to chat with, and a first chat needs neither a key nor a certificate."""
+    if all(served.model.task == "embed" for served in config.served()):
+        return False
     return config.tenants.keys == "off" and not config.frontend.tls.client_ca
 
 

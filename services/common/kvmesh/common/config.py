@@ -11,21 +11,27 @@ import ipaddress
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.common.served import (
+    EngineConfig,
+    ModelConfig,
+    Section,
+    ServedModelConfig,
+    WorkersConfig,
+    check_names,
+    default_of,
+    parts,
+)
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 GIB = 1 << 30
 MIB = 1 << 20
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class Listen(Section):
@@ -46,23 +52,6 @@ class Listen(Section):
         if self.advertise:
             return self.advertise
         return socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host
-
-
-class ModelConfig(Section):
-    id: str = "default"
-    """`default` (SmolLM2-135M-Instruct, carried by a package), a directory, or a Hugging Face id"""
-    name: str = ""
-    """name clients send; empty: the id, or the directory's last part"""
-    aliases: list[str] = ["default"]
-    """further names of the model"""
-    context_length: int | None = Field(default=None, ge=16)
-    """prompt plus output tokens; empty: what the model says"""
-    tool_format: str = "auto"
-    """how it writes tool calls (docs/reference/text.md); `auto`: as its template says; `none`: as text"""
-    reasoning_format: str = "auto"
-    """how it marks reasoning; `auto` and `none` likewise"""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """number format of weights and KV"""
 
 
 class NatsConfig(Section):
@@ -247,56 +236,13 @@ class KvbmConfig(Listen):
     """how fast blocks at rest are checked, over all tiers; 0: only those that are read"""
 
 
-class MockConfig(Section):
-    """The mock engine's timing model; times in milliseconds of model time, before `speedup`."""
-
-    total_blocks: int = Field(default=4096, gt=0)
-    page_size: int = Field(default=16, gt=0)
-    vocab_size: int = Field(default=49152, gt=0)
-    context_length: int = Field(default=8192, gt=0)
-    block_bytes: int = Field(default=1 << 20, gt=0)
-    max_batch: int = Field(default=64, gt=0)
-    prefill_base_ms: float = Field(default=5.0, ge=0)
-    prefill_token_ms: float = Field(default=0.02, ge=0)
-    decode_base_ms: float = Field(default=6.0, ge=0)
-    decode_sequence_ms: float = Field(default=0.1, ge=0)
-    transfer_gib_s: float = Field(default=10.0, gt=0)
-    speedup: float = Field(default=1.0, gt=0)
-    bootstrap_timeout_s: float = Field(default=10.0, gt=0)
-    """real seconds the halves of a split request wait for each other"""
-
-
-class EngineConfig(Section):
-    kind: Literal["sglang", "mock"] = "sglang"
-    page_size: int = Field(default=16, gt=0)
-    """tokens in a block"""
-    args: dict[str, Any] = {}
-    """SGLang server arguments, e.g. `tp_size: 2`, `max_total_tokens: 65536`; they win over kvmesh's own"""
-    prefill_args: dict[str, Any] = {}
-    """the same, for prefill workers only"""
-    decode_args: dict[str, Any] = {}
-    """the same, for decode workers only"""
-    aggregated_args: dict[str, Any] = {}
-    """the same, for aggregated workers only"""
-    mock: MockConfig = MockConfig()
-
-
-class WorkersConfig(Section):
-    prefill: int = Field(default=1, ge=0)
-    """prefill workers `kvmesh up` starts"""
-    decode: int = Field(default=1, ge=0)
-    """decode workers"""
-    aggregated: int = Field(default=0, ge=0)
-    """aggregated workers"""
-    drain_s: float = Field(default=30.0, ge=0)
-    """longest wait for live requests at shutdown"""
-
-
 class WorkerConfig(Listen):
     """This process's own identity, when it is a worker; the supervisor and compose set it by environment."""
 
     id: str = ""
     """e.g. prefill-0; empty: role, host name and process id"""
+    model: str = ""
+    """name (or id) of its entry in `models`; empty: the default one"""
     bootstrap_port: Port = 0
     """port decode workers fetch KV addresses from; 0 takes a free one"""
 
@@ -317,6 +263,8 @@ class Config(BaseSettings):
     )
 
     model: ModelConfig = ModelConfig()
+    models: list[ServedModelConfig] = []
+    """several models, each as `model` and with workers of its own; then `model` is not set"""
     workers: WorkersConfig = WorkersConfig()
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()
@@ -333,6 +281,38 @@ class Config(BaseSettings):
     """directory of state, sockets and logs"""
     cache_dir: Path = Field(default_factory=lambda: default_cache_dir())
     """directory of prepared models"""
+
+    @model_validator(mode="after")
+    def _models_are_told_apart(self) -> Self:
+        if self.models and self.model != ModelConfig():
+            raise ValueError("set `model` or `models`, not both")
+        check_names(self.models)
+        return self
+
+    def served(self) -> list[Config]:
+        """The configuration as each model's workers have it: `model`, `engine` and `workers` are its own."""
+        if not self.models:
+            return [self]
+        default = default_of(self.models)
+        return [
+            self.model_copy(update=parts(model, model is default, self.engine, self.workers))
+            for model in self.models
+        ]
+
+    def of_worker(self) -> Config:
+        """The configuration as the worker of this process has it. Raises KvmeshError for an unknown model."""
+        if not self.models:
+            return self
+        wanted = self.worker.model
+        for config in self.served():
+            if (
+                wanted in (config.model.name, config.model.id)
+                if wanted
+                else "default" in config.model.aliases
+            ):
+                return config
+        known = ", ".join(model.key for model in self.models)
+        raise invalid(f"`worker.model` {wanted!r} is none of `models`: {known}")
 
     def kvbm_socket(self) -> str | None:
         """Path where this node's engines and store meet; None without a store."""
@@ -440,7 +420,9 @@ def _explain(error: ValidationError) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return list(model.model_fields)

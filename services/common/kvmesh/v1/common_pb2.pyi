@@ -22,6 +22,12 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_NVME: _ClassVar[Tier]
     TIER_NETWORK: _ClassVar[Tier]
 
+class Capability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAPABILITY_UNSPECIFIED: _ClassVar[Capability]
+    CAPABILITY_GENERATE: _ClassVar[Capability]
+    CAPABILITY_EMBED: _ClassVar[Capability]
+
 class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WORKER_STATE_UNSPECIFIED: _ClassVar[WorkerState]
@@ -37,6 +43,9 @@ TIER_DEVICE: Tier
 TIER_HOST: Tier
 TIER_NVME: Tier
 TIER_NETWORK: Tier
+CAPABILITY_UNSPECIFIED: Capability
+CAPABILITY_GENERATE: Capability
+CAPABILITY_EMBED: Capability
 WORKER_STATE_UNSPECIFIED: WorkerState
 WORKER_STATE_STARTING: WorkerState
 WORKER_STATE_READY: WorkerState
@@ -55,7 +64,7 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., nvme: _Optional[int] = ..., network: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format")
+    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format", "capabilities", "embedding_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +73,8 @@ class ModelInfo(_message.Message):
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     TOOL_FORMAT_FIELD_NUMBER: _ClassVar[int]
     REASONING_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     context_length: int
@@ -72,7 +83,9 @@ class ModelInfo(_message.Message):
     aliases: _containers.RepeatedScalarFieldContainer[str]
     tool_format: str
     reasoning_format: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ...) -> None: ...
+    capabilities: _containers.RepeatedScalarFieldContainer[Capability]
+    embedding_size: int
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ...) -> None: ...
 
 class KvInfo(_message.Message):
     __slots__ = ("page_size", "total_blocks", "block_bytes", "namespace")

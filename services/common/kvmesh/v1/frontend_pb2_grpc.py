@@ -49,6 +49,11 @@ class FrontendServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/kvmesh.v1.FrontendService/Embed',
+                request_serializer=kvmesh_dot_v1_dot_frontend__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_frontend__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/kvmesh.v1.FrontendService/ListModels',
                 request_serializer=kvmesh_dot_v1_dot_frontend__pb2.ListModelsRequest.SerializeToString,
@@ -80,6 +85,13 @@ class FrontendServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """A vector for each input, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,6 +115,11 @@ def add_FrontendServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=kvmesh_dot_v1_dot_frontend__pb2.EmbedRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_frontend__pb2.EmbedResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -191,6 +208,33 @@ class FrontendService:
             '/kvmesh.v1.FrontendService/Generate',
             kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateRequest.SerializeToString,
             kvmesh_dot_v1_dot_frontend__pb2.FrontendServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmesh.v1.FrontendService/Embed',
+            kvmesh_dot_v1_dot_frontend__pb2.EmbedRequest.SerializeToString,
+            kvmesh_dot_v1_dot_frontend__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -143,6 +143,7 @@ class StepOutput:
     request carries `cached`; the last, and only the last, `finish`. `timing` may come with either.
     `logprobs` has one for each of `token_ids` where `top_logprobs` asks for them. `prompt_logprobs`,
     of the prompt's tokens but the first, comes with the first output of prefill and aggregated engines.
+    From an engine that embeds a request gets one output: no tokens, its `finish`, and the `embedding`.
     """
 
     handle: int
@@ -152,6 +153,8 @@ class StepOutput:
     timing: Timing | None = None
     logprobs: Sequence[Logprob] = ()
     prompt_logprobs: Sequence[Logprob] = ()
+    # The prompt's vector, of length 1.
+    embedding: Sequence[float] = ()
 
 
 # Called once an engine step with the outputs of all requests submitted with it. Must not block or raise.
@@ -178,6 +181,9 @@ class EngineInfo:
     # What it computes on, e.g. "NVIDIA H200" or "cpu"; and prompt tokens in one pass, 0: not known.
     device: str = ""
     pass_tokens: int = 0
+    # Numbers in a vector of an engine that embeds; 0: it generates. Engines that embed are aggregated, take
+    # prompts as long as the context, and look at no sampling.
+    embedding_size: int = 0
 
 
 @dataclass(slots=True)

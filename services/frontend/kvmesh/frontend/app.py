@@ -14,7 +14,16 @@ from kvmesh.frontend.edge import Edge
 from kvmesh.frontend.failures import error_response
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.keep_alive import KeepAlive
-from kvmesh.frontend.routes import chat, completions, health, messages, models, responses, tokenize
+from kvmesh.frontend.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from kvmesh.frontend.shortcut import Shortcut
 from kvmesh.frontend.tenants.gate import Gate
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -23,6 +32,7 @@ _ENDPOINTS = frozenset(
     (
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/tokenize",
         "/v1/detokenize",
@@ -38,6 +48,7 @@ _ENDPOINTS = frozenset(
 _LOADED = {
     "/v1/chat/completions": chat.create_chat_completion,
     "/v1/completions": completions.create_completion,
+    "/v1/embeddings": embeddings.create_embeddings,
     "/v1/messages": messages.create_message,
     "/v1/responses": responses.create_response,
 }
@@ -66,7 +77,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    for part in (chat, completions, messages, responses, tokenize, models, health):
+    for part in (chat, completions, embeddings, messages, responses, tokenize, models, health):
         app.include_router(part.router)
     inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
     if gateway.tenants is not None and gateway.tenants.required:

@@ -44,13 +44,15 @@ class Attempt:
         self._logprobs: list[TokenLogprob] = []
         # Of the prompt's tokens but the first, where asked for; complete once there are tokens to take.
         self.prompt_logprobs: Sequence[TokenLogprob] = ()
+        # The prompt's vector, from a model that embeds.
+        self.embedding: Sequence[float] = ()
         # As soon as the last tokens are there, before `done`.
         self.finish: Finish | None = None
         # Nothing more will come: finished, or failed with `error` because of `failed_worker`.
         self.done = False
         self.error: KvmeshError | None = None
         self.failed_worker = ""
-        # `time.monotonic` of the first token.
+        # `time.monotonic` of the first token, or of the vector.
         self.first_at = 0.0
         self.generate_timing = EngineTiming()
         self._generate_cached = CachedTokens()
@@ -108,12 +110,12 @@ class Attempt:
 
     def on_step(self, step: RequestStep) -> None:
         if step.token_ids:
-            if not self.first_at:
-                self.first_at = time.monotonic()
-                if self.routed.lease:
-                    self.routed.lease.first_token()
+            self._came()
             self.tokens.extend(step.token_ids)
             self._logprobs.extend(step.logprobs)
+        if step.embedding:
+            self._came()
+            self.embedding = step.embedding
         if step.prompt_logprobs:
             self.prompt_logprobs = step.prompt_logprobs
         if step.HasField("cached"):
@@ -140,6 +142,13 @@ class Attempt:
         self._awaits_prompt = False
         if self.finish is not None:
             self._complete()
+
+    def _came(self) -> None:
+        """What was asked for begins to come."""
+        if not self.first_at:
+            self.first_at = time.monotonic()
+            if self.routed.lease:
+                self.routed.lease.first_token()
 
     def _on_finish(self, finish: Finish) -> None:
         if finish.reason not in (FINISH_REASON_STOP, FINISH_REASON_LENGTH):

@@ -43,15 +43,49 @@ def new_request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
+def check_generates(model: Model) -> None:
+    """Raise KvmeshError(UNSUPPORTED) for a model that only embeds."""
+    if not model.generates:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_UNSUPPORTED,
+            f"the model {model.info.name!r} has no capability `generate`: it embeds; ask /v1/embeddings, or "
+            "another model",
+            param="model",
+        )
+
+
+def check_embeds(model: Model) -> None:
+    """Raise KvmeshError(UNSUPPORTED) for a model that only generates."""
+    if not model.embeds:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_UNSUPPORTED,
+            f"the model {model.info.name!r} has no capability `embed`: it generates; name one that embeds",
+            param="model",
+        )
+
+
 def check_prompt(model: Model, token_ids: Sequence[int], param: str) -> None:
     """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
     if not token_ids:
         raise invalid(f"{param} must not be empty", param)
-    if len(token_ids) >= model.info.context_length:
+    if not model.generates:
+        _check_whole(model, token_ids, param)
+    elif len(token_ids) >= model.info.context_length:
         raise KvmeshError(
             ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
             f"this model's maximum context length is {model.info.context_length} tokens, prompt and answer "
             f"together, but the prompt alone has {len(token_ids)} tokens; shorten it",
+            param=param,
+        )
+
+
+def _check_whole(model: Model, token_ids: Sequence[int], param: str) -> None:
+    """A prompt that is all there is: it may fill the context."""
+    if len(token_ids) > model.info.context_length:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
+            f"this model's maximum context length is {model.info.context_length} tokens, but {param} has "
+            f"{len(token_ids)} tokens; shorten it",
             param=param,
         )
 

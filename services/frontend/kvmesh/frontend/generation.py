@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.call import Call
+from kvmesh.frontend.call import Call, check_generates
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -107,6 +107,7 @@ class _Calls:
             self._sampling.constraint.CopyFrom(named.constraint)
             self._params["constraint"] = named.param
         self.model: Model = gateway.models.resolve(body.model)
+        check_generates(self.model)
         self.choices = body.n or 1
         self.calls: list[Call] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -11,9 +11,21 @@ from google.protobuf.message import Message
 from pydantic import BaseModel
 
 from kvmesh.common.errors import KvmeshError, invalid
-from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, validate
+from kvmesh.frontend.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    validate,
+)
 from kvmesh.v1.engine_pb2 import SamplingParams
-from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest, CompleteRequest, RequestOptions
+from kvmesh.v1.frontend_pb2 import (
+    ChatMessage,
+    ChatRequest,
+    CompleteRequest,
+    EmbedRequest,
+    Prompt,
+    RequestOptions,
+)
 
 _CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 # REST's fields -> SamplingParams', where the name differs.
@@ -69,13 +81,7 @@ def chat_body(request: ChatRequest) -> ChatCompletionRequest:
 
 def completion_body(request: CompleteRequest) -> CompletionRequest:
     """Raises KvmeshError that names the field as the proto does."""
-    if not request.prompts:
-        raise invalid("prompts must not be empty", "prompts")
-    kinds = {prompt.WhichOneof("kind") for prompt in request.prompts}
-    if len(kinds) > 1 or None in kinds:
-        raise invalid("prompts must be all text or all token ids", "prompts")
-    text = kinds == {"text"}
-    prompts = [prompt.text if text else list(prompt.tokens.ids) for prompt in request.prompts]
+    prompts = _prompts("prompts", request.prompts)
     fields = _given(
         model=request.model or "default",
         n=request.n,
@@ -85,6 +91,27 @@ def completion_body(request: CompleteRequest) -> CompletionRequest:
     )
     fields |= sampling_body(request.sampling) | _options(request.options) | {"prompt": prompts}
     return _validate(CompletionRequest, fields, request.explain)
+
+
+def embedding_body(request: EmbedRequest) -> EmbeddingRequest:
+    """Raises KvmeshError that names the field as the proto does."""
+    fields = _given(
+        model=request.model or "default",
+        input=_prompts("inputs", request.inputs),
+        dimensions=request.dimensions,
+        user=request.user,
+    )
+    return _validate(EmbeddingRequest, fields | _options(request.options), False)
+
+
+def _prompts(name: str, given: Sequence[Prompt]) -> list[str | list[int]]:
+    if not given:
+        raise invalid(f"{name} must not be empty", name)
+    kinds = {prompt.WhichOneof("kind") for prompt in given}
+    if len(kinds) > 1 or None in kinds:
+        raise invalid(f"{name} must be all text or all token ids", name)
+    text = kinds == {"text"}
+    return [prompt.text if text else list(prompt.tokens.ids) for prompt in given]
 
 
 def tokens_body(
@@ -135,6 +162,8 @@ def _proto_name(rest: str) -> str:
         return f"options.{rest.removeprefix('kvmesh.')}"
     if rest.startswith("prompt"):
         return "prompts" if rest == "prompt" else rest
+    if rest.startswith("input"):
+        return f"inputs{rest.removeprefix('input')}"
     head = rest.partition(".")[0].partition("[")[0]
     if head in SamplingParams.DESCRIPTOR.fields_by_name or head in _SAMPLING:
         return f"sampling.{_SAMPLING.get(head, head)}{rest[len(head) :]}"

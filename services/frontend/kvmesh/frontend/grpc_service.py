@@ -11,10 +11,17 @@ import grpc
 
 from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.call import new_request_id
+from kvmesh.frontend.embeddings import embed
 from kvmesh.frontend.explain import explanation, usage
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.generation import chat_answers, completion_answers, token_answers
-from kvmesh.frontend.grpc_bodies import chat_body, completion_body, proto_names, tokens_body
+from kvmesh.frontend.grpc_bodies import (
+    chat_body,
+    completion_body,
+    embedding_body,
+    proto_names,
+    tokens_body,
+)
 from kvmesh.frontend.scores import Score
 from kvmesh.frontend.text import Delta
 from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
@@ -23,6 +30,9 @@ from kvmesh.v1.frontend_pb2 import (
     ChatResponse,
     CompleteRequest,
     CompleteResponse,
+    Embedding,
+    EmbedRequest,
+    EmbedResponse,
     FrontendServiceGenerateRequest,
     FrontendServiceGenerateResponse,
     ListModelsRequest,
@@ -30,6 +40,7 @@ from kvmesh.v1.frontend_pb2 import (
     TokenScore,
     ToolCallDelta,
     TopToken,
+    Usage,
 )
 from kvmesh.v1.frontend_pb2_grpc import FrontendServiceServicer
 
@@ -121,6 +132,21 @@ class FrontendService(FrontendServiceServicer):
                 response = FrontendServiceGenerateResponse(finish_reason="stop" if stopped else "length")
                 _end(response, answers)
                 yield response
+
+    async def Embed(self, request: EmbedRequest, context: Any) -> EmbedResponse:
+        received = time.monotonic()
+        with proto_names():
+            vectors = await embed(
+                self._gateway,
+                embedding_body(request),
+                _request_id(context),
+                received=received,
+                timeout_s=context.time_remaining(),
+            )
+        return EmbedResponse(
+            embeddings=[Embedding(values=row) for row in vectors.rows],
+            usage=Usage(prompt_tokens=vectors.prompt_tokens),
+        )
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:
         return ListModelsResponse(models=[model.info for model in self._gateway.models.usable()])

@@ -15,6 +15,8 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
 from kvmesh.frontend.tokenizer import Tokenizer, load_tokenizer
 from kvmesh.v1.common_pb2 import (
+    CAPABILITY_EMBED,
+    CAPABILITY_GENERATE,
     ROLE_AGGREGATED,
     ROLE_DECODE,
     ROLE_PREFILL,
@@ -47,6 +49,16 @@ class Model:
     # How it writes tool calls and marks reasoning; None: both are text.
     tool_format: str | None = None
     reasoning_format: str | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it goes on from prompts."""
+        return not self.info.capabilities or CAPABILITY_GENERATE in self.info.capabilities
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors of prompts."""
+        return CAPABILITY_EMBED in self.info.capabilities
 
 
 class Models:

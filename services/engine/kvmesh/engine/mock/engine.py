@@ -24,6 +24,7 @@ from kvmesh.engine.contract import (
     StepSink,
 )
 from kvmesh.engine.mock.blocks import BlockPool, page_hashes
+from kvmesh.engine.mock.embeddings import embed
 from kvmesh.engine.mock.live import LiveRequest, Outputs
 from kvmesh.engine.mock.scheduler import Decode, Prefill, Scheduler
 from kvmesh.engine.mock.timing import Pacer, TimingModel
@@ -108,6 +109,7 @@ class MockEngine(Engine):
             pass_tokens=mock.context_length,
             bootstrap_host=self._bootstrap_host if port else "",
             bootstrap_port=port,
+            embedding_size=mock.embedding_size if self._config.model.task == "embed" else 0,
         )
         self._loop_task = asyncio.create_task(self._run(), name="mock-engine")
         return self._info
@@ -233,10 +235,31 @@ class MockEngine(Engine):
                 self._scheduler.computed(live)
                 if self._role is Role.PREFILL:
                     self._send(live)
+                elif self._embeds:
+                    self._embed(live, outputs)
                 else:
                     self._scheduler.run(live)
                     self._generate(live, outputs)
         self._deliver(outputs)
+
+    @property
+    def _embeds(self) -> int:
+        """Numbers in its vectors; 0: it generates."""
+        return self._info.embedding_size if self._info is not None else 0
+
+    def _embed(self, live: LiveRequest, outputs: Outputs) -> None:
+        finish = Finish(FinishReason.STOP)
+        self._forget(live, finish)
+        outputs.setdefault(live.sink, []).append(
+            StepOutput(
+                live.handle,
+                (),
+                finish,
+                CachedTokens(device=live.cached),
+                live.timing(),
+                embedding=embed(live.request.token_ids, self._embeds),
+            )
+        )
 
     async def _decode(self, step: Decode) -> None:
         await self._pacer.step(self._timing.decode_s(len(step.batch)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from kvmesh.common.config import MockConfig
+from kvmesh.common.served import MockConfig
 
 # A process that had no CPU for longer than this does not hurry to catch up.
 MAX_LAG_S = 0.05

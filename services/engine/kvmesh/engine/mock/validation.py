@@ -17,6 +17,15 @@ def check_request(request: EngineRequest, info: EngineInfo) -> None:
     if min(tokens) < 0 or max(tokens) >= info.vocab_size:
         worst = max(tokens) if min(tokens) >= 0 else min(tokens)
         raise invalid(f"token id {worst} is outside the vocabulary of {info.vocab_size}", "token_ids")
+    if info.embedding_size:
+        if len(tokens) > info.context_length:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
+                f"the input has {len(tokens)} tokens, and the context {info.context_length}; shorten it",
+                param="token_ids",
+            )
+        _check_role(request, info)
+        return
     if len(tokens) >= info.context_length:
         raise KvmeshError(
             ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
@@ -45,6 +54,10 @@ def check_request(request: EngineRequest, info: EngineInfo) -> None:
         raise invalid(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", "top_logprobs")
     if sampling.prompt_logprobs and sampling.top_logprobs is None:
         raise invalid("prompt_logprobs needs top_logprobs", "prompt_logprobs")
+    _check_role(request, info)
+
+
+def _check_role(request: EngineRequest, info: EngineInfo) -> None:
     if (request.bootstrap is None) != (info.role is Role.AGGREGATED):
         expected = "takes no" if info.role is Role.AGGREGATED else "needs a"
         raise KvmeshError(

@@ -52,7 +52,13 @@ def server_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["disaggregation_decode_enable_radix_cache"] = True
     if not torch.cuda.is_available():
         arguments |= _cpu_arguments(spec.context_length)
-    if spec.kvbm_socket is not None:
+    if spec.task == "embed":
+        # A prompt is one pass: what later tokens change in earlier ones, or are pooled with, is not cached.
+        arguments |= {"is_embedding": True, "disable_radix_cache": True, "chunked_prefill_size": -1}
+        if not torch.cuda.is_available():
+            # Of what is left of the memory; SGLang's own guess, for passes of any length, is less than none.
+            arguments["mem_fraction_static"] = 0.5
+    elif spec.kvbm_socket is not None:
         from kvmesh.engine.sglang.linker import linker_server_args
 
         given = {"model": spec.model_name} if spec.model_name else {}

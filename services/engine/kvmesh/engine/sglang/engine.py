@@ -147,6 +147,8 @@ class SglangEngine(Engine):
             raise self._ended
         token_ids = self._checked_prompt(request)
         bootstrap = self._checked_bootstrap(request)
+        if self._info.embedding_size:
+            return self._embed(request, token_ids, sink)
         room = self._info.context_length - len(token_ids)
         sampling = sampling_fields(request.sampling, self._role, self._info.vocab_size, room)
         if request.sampling.constraint is not None and not self._constraints:
@@ -167,6 +169,14 @@ class SglangEngine(Engine):
         )
         self._live[rid] = _Live(handle, sink, len(token_ids))
         self._inputs.send(message, zmq.NOBLOCK)
+        return handle
+
+    def _embed(self, request: EngineRequest, token_ids: array[int], sink: StepSink) -> int:
+        handle = next(self._handles)
+        rid = f"{handle:016x}"
+        priority = {"priority": request.priority} if self._priorities else {}
+        self._live[rid] = _Live(handle, sink, len(token_ids))
+        self._inputs.send(self._wire.embedding(rid, token_ids, **priority), zmq.NOBLOCK)
         return handle
 
     def _checked_prompt(self, request: EngineRequest) -> array[int]:
@@ -223,6 +233,8 @@ class SglangEngine(Engine):
         match type(message).__name__:
             case "BatchTokenIDOutput":
                 self._on_outputs(message)
+            case "BatchEmbeddingOutput":
+                self._on_embeddings(message)
             case "AbortReq":
                 if (live := self._live.get(message.rid)) is not None:
                     self._finish(message.rid, live, aborted(message.finished_reason, live.aborts > 0))
@@ -259,6 +271,23 @@ class SglangEngine(Engine):
                         # A request that fails before it is computed still gets a token, of no meaning.
                         output.token_ids, output.logprobs = [], []
             self._totals.output_tokens_total += len(output.token_ids)
+            by_sink.setdefault(live.sink, []).append(output)
+        for sink, outputs in by_sink.items():
+            sink(outputs)
+
+    def _on_embeddings(self, message: Any) -> None:
+        by_sink: dict[StepSink, list[StepOutput]] = {}
+        times = self._wire.times(message)
+        for place, rid in enumerate(message.rids):
+            live, reason = self._live.get(rid), message.finished_reasons[place]
+            if live is None or reason is None:
+                continue
+            self._forget(rid, live)
+            self._totals.prompt_tokens_total += live.prompt_tokens
+            output = StepOutput(live.handle, [], finish_of(reason, live.aborts > 0), CachedTokens())
+            output.timing = self._timing(times[place])
+            if output.finish is not None and output.finish.error is None:
+                output.embedding = message.embeddings[place]
             by_sink.setdefault(live.sink, []).append(output)
         for sink, outputs in by_sink.items():
             sink(outputs)

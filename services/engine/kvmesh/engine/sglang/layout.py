@@ -32,12 +32,22 @@ def wire_layout() -> dict[str, Any]:
         token_ids_logprob=None,
         stream=True,
     )
+    embedding = io_struct.TokenizedEmbeddingReqInput(
+        rid="",
+        input_text=None,
+        input_ids=array("q"),
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+    )
     return {
         "request": _template(request),
+        "embedding": _template(embedding),
         "sampling_fields": list(SamplingParams.__struct_fields__),
         "abort": _template(io_struct.AbortReq(rid="")),
         "flush": _template(io_struct.FlushCacheReqInput()),
         "outputs": list(io_struct.BatchTokenIDOutput.__struct_fields__),
+        "embeddings": list(io_struct.BatchEmbeddingOutput.__struct_fields__),
         "flushed": list(io_struct.FlushCacheReqOutput.__struct_fields__),
     }
 

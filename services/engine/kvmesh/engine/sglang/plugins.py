@@ -18,6 +18,7 @@ from kvmesh.engine.sglang import (
     outputs,
     page_hashes,
     penalties,
+    pooling,
     rehearsals,
     reports,
     seeds,
@@ -34,6 +35,7 @@ _LOAD = "sglang.srt.managers.scheduler_components.load_inquirer.SchedulerLoadInq
 _BATCH = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 _SAMPLER = "sglang.srt.layers.sampler.Sampler"
 _MINIMUM = "sglang.srt.sampling.penaltylib.min_new_tokens.BatchedMinNewTokensPenalizer"
+_POOLER = "sglang.srt.layers.pooler.Pooler"
 _GRAMMARS = "sglang.srt.constrained.grammar_manager.GrammarManager"
 _REQUEST = "sglang.srt.managers.schedule_batch.Req"
 _STATS = "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats"
@@ -56,6 +58,7 @@ HOOKS = (
     (f"{_BATCH}.merge_batch", seeds.match_seeds, HookType.BEFORE),
     (f"{_SAMPLER}._sample_from_probs", seeds.sample_seeded, HookType.AROUND),
     (f"{_MINIMUM}._prepare", penalties.prepare_minimum, HookType.AROUND),
+    (f"{_POOLER}.__init__", pooling.pool_as_trained, HookType.AROUND),
     (page_hashes.TARGET, page_hashes.hash_pages, HookType.AROUND),
     (f"{_CHANNELS}.create", outputs.divert_outputs, HookType.AFTER),
     (f"{_STREAMER}.wrap_as_pickle", reports.pack_time_stats, HookType.AROUND),

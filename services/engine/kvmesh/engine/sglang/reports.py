@@ -29,6 +29,10 @@ def describe_engine(info: dict[str, Any], scheduler: Any) -> dict[str, Any]:
     _, _, block_lengths = get_kv_transfer_buf_infos(pool)
     eos = model.hf_eos_token_id
     context = min(model.context_len, scheduler.max_total_num_tokens - _reserve(scheduler))
+    embeds = not scheduler.is_generation
+    if embeds:
+        # There is no answer that would need the rest of the context.
+        context = min(context, scheduler.max_req_input_len)
     info["kvmesh"] = {
         "context_length": context,
         "vocab_size": model.vocab_size,
@@ -36,7 +40,8 @@ def describe_engine(info: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         "total_blocks": scheduler.max_total_num_tokens // scheduler.page_size,
         "block_bytes": int(sum(block_lengths)),
         "eos_token_ids": sorted(eos) if isinstance(eos, set | list | tuple) else [eos] if eos else [],
-        "max_prompt": min(scheduler.max_req_input_len, context) - 1,
+        "max_prompt": context if embeds else min(scheduler.max_req_input_len, context) - 1,
+        "embedding_size": model.hidden_size if embeds else 0,
         "constraints": scheduler.grammar_manager.grammar_backend is not None,
         "priorities": bool(scheduler.enable_priority_scheduling),
         "device": _device(scheduler),

@@ -18,6 +18,8 @@ class EngineSpec:
     worker_id: str
     page_size: int
     dtype: str
+    # `generate` or `embed`.
+    task: str
     context_length: int | None
     host: str
     bootstrap_port: int
@@ -54,6 +56,7 @@ class EngineSpec:
             worker_id=worker_id,
             page_size=engine.page_size,
             dtype=config.model.dtype,
+            task=config.model.task,
             context_length=config.model.context_length,
             host=config.worker.host,
             bootstrap_port=config.worker.bootstrap_port,

@@ -29,6 +29,13 @@ _READ: dict[str, dict[str, Any]] = {
         "cached_tokens_details": Raw,
         "time_stats": Raw,
     },
+    "BatchEmbeddingOutput": {
+        "rids": list[str],
+        "finished_reasons": list[dict[str, Any] | None],
+        "embeddings": list[list[float]],
+        "cached_tokens": list[int],
+        "time_stats": Raw,
+    },
     "AbortReq": {"rid": str, "finished_reason": dict[str, Any] | None},
     "FlushCacheReqOutput": {"success": bool, "message": str},
 }
@@ -60,6 +67,7 @@ class Wire:
         """Raises KvmeshError(ENGINE_FAILED) where SGLang's messages lack a field that is needed."""
         try:
             self._request = _Template(layout["request"])
+            self._embedding = _Template(layout["embedding"])
             self._abort = _Template(layout["abort"])
             self._flush = _Template(layout["flush"])
             self._sampling: list[Any] = self._request.message[self._request.places["sampling_params"]]
@@ -67,6 +75,7 @@ class Wire:
             ids: Ext = self._request.message[self._request.places["input_ids"]]
             fields = {
                 "BatchTokenIDOutput": layout["outputs"],
+                "BatchEmbeddingOutput": layout["embeddings"],
                 "AbortReq": layout["abort"]["fields"],
                 "FlushCacheReqOutput": layout["flushed"],
             }
@@ -86,9 +95,15 @@ class Wire:
         params = self._sampling.copy()
         for name, value in sampling.items():
             params[self._sampling_places[name]] = value
-        ids = Ext(self._ids_code, self._ids_type + token_ids.tobytes())
-        message = {"rid": rid, "input_ids": ids, "sampling_params": params, **fields}
+        message = {"rid": rid, "input_ids": self._ids(token_ids), "sampling_params": params, **fields}
         return self._encode(self._request.fill(message))
+
+    def embedding(self, rid: str, token_ids: array[int], **fields: Any) -> bytes:
+        """A TokenizedEmbeddingReqInput; `fields` are by SGLang's names."""
+        return self._encode(self._embedding.fill({"rid": rid, "input_ids": self._ids(token_ids), **fields}))
+
+    def _ids(self, token_ids: array[int]) -> Ext:
+        return Ext(self._ids_code, self._ids_type + token_ids.tobytes())
 
     def abort(self, rid: str) -> bytes:
         """An AbortReq. SGLang takes it for every request whose id starts with `rid`."""

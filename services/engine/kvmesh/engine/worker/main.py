@@ -23,7 +23,7 @@ def main(roles: Sequence[Role], add_service: AddService, arguments: Sequence[str
     role = Role(getattr(options, "role", roles[0]))
 
     async def serve() -> None:
-        config = load_config(options.config)
+        config = load_config(options.config).of_worker()
         telemetry.setup(role.value, config)
         await WorkerProcess(config, role, add_service).run()
 

@@ -123,7 +123,9 @@ class WorkerProcess:
         cleanup.push_async_callback(engine.close)
         began = time.monotonic()
         info = await engine.start()
-        await prove_parity(engine, info, config.engine.page_size)
+        if not info.embedding_size:
+            # A vector's prompt is asked for once: nobody routes by what is left of it.
+            await prove_parity(engine, info, config.engine.page_size)
         log.info(
             "engine started",
             worker=self._id,

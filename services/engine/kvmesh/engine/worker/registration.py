@@ -87,6 +87,10 @@ class Registration:
                 aliases=self._config.model.aliases,
                 tool_format=self._formats[0],
                 reasoning_format=self._formats[1],
+                capabilities=[
+                    common_pb2.CAPABILITY_EMBED if info.embedding_size else common_pb2.CAPABILITY_GENERATE
+                ],
+                embedding_size=info.embedding_size,
             )
         )
         self._info.kv.CopyFrom(

@@ -69,6 +69,7 @@ def write_step(step: engine_pb2.RequestStep, output: StepOutput) -> None:
     _write_logprobs(step.prompt_logprobs, output.prompt_logprobs)
     if output.cached is not None:
         step.cached.CopyFrom(write_cached(output.cached))
+    step.embedding.extend(output.embedding)
     if output.timing is not None:
         step.timing.CopyFrom(write_timing(output.timing))
     if output.finish is not None:

@@ -7,6 +7,7 @@ strict: `"temperature": "0.5"` is an error, as it is at OpenAI.
 from kvmesh.frontend.protocol.body import Body, parse, unsupported, validate
 from kvmesh.frontend.protocol.chat import ChatCompletionRequest
 from kvmesh.frontend.protocol.completions import CompletionRequest
+from kvmesh.frontend.protocol.embeddings import EmbeddingRequest
 from kvmesh.frontend.protocol.generation import GenerationRequest, KvmeshOptions, StreamOptions
 from kvmesh.frontend.protocol.sampling import SamplingFields, StopFields
 
@@ -14,6 +15,7 @@ __all__ = [
     "Body",
     "ChatCompletionRequest",
     "CompletionRequest",
+    "EmbeddingRequest",
     "GenerationRequest",
     "KvmeshOptions",
     "SamplingFields",

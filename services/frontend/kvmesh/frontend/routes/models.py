@@ -40,7 +40,7 @@ def _may_ask(gateway: Gateway, model: Model) -> bool:
 
 
 def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
-    chat = model.tokenizer.has_chat_template
+    chat = model.generates and model.tokenizer.has_chat_template
     return {
         "id": model.info.name,
         "object": "model",
@@ -51,5 +51,12 @@ def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
         "context_length": model.info.context_length,
         "vocab_size": model.info.vocab_size,
         "aliases": list(gateway.models.names_of(model)[1:]),
-        "capabilities": {"chat": chat, "completions": True, "tokenize": True, "streaming": True},
+        "capabilities": {
+            "chat": chat,
+            "completions": model.generates,
+            "embeddings": model.embeds,
+            "tokenize": True,
+            "streaming": model.generates,
+        },
+        **({"embedding_size": model.info.embedding_size} if model.embeds else {}),
     }

@@ -15,6 +15,8 @@ from kvmesh.v1.frontend_pb2 import (
     ChatResponse,
     CompleteRequest,
     CompleteResponse,
+    EmbedRequest,
+    EmbedResponse,
     FrontendServiceGenerateRequest,
     FrontendServiceGenerateResponse,
     ListModelsRequest,
@@ -47,6 +49,10 @@ class GatedService(FrontendServiceServicer):
         async with self._admitted(context), aclosing(self._service.Generate(request, context)) as responses:
             async for response in responses:
                 yield response
+
+    async def Embed(self, request: EmbedRequest, context: Any) -> EmbedResponse:
+        async with self._admitted(context):
+            return await self._service.Embed(request, context)
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:
         key = self._caller(context).key
