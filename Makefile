@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PY := $(BIN)/python
-STUBS := services/common/kvmesh/v1
+STUBS := services/client/kvmesh/v1
 PROTOC = $(PY) -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) proto/kvmesh/v1/*.proto
 CARGO := cargo --quiet
 RUST := --manifest-path rust/Cargo.toml --workspace --locked
@@ -62,7 +62,7 @@ fmt: install ## format Python and Rust
 
 proto: install ## regenerate the gRPC stubs
 	@rm -f $(STUBS)/*_pb2*
-	@$(call PROTOC,services/common)
+	@$(call PROTOC,services/client)
 
 bench: install ## run every benchmark; writes docs/benchmarks.md
 	@$(PY) benchmarks $(ARGS)

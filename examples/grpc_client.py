@@ -1,4 +1,4 @@
-"""Stream a chat answer over gRPC with the stubs kvmesh ships.
+"""List the models, stream a chat answer and compare two texts over gRPC. Needs `kvmesh-client` alone.
 
 .venv/bin/python examples/grpc_client.py "What is the capital of France?"
 """
@@ -6,52 +6,38 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 
-import grpc.aio
-
-from kvmesh.common.errors import KvmeshError
-from kvmesh.v1.engine_pb2 import SamplingParams
-from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest, ChatResponse
-from kvmesh.v1.frontend_pb2_grpc import FrontendServiceStub
+from kvmesh.client import Client, RequestError
+from kvmesh.v1.common_pb2 import CAPABILITY_EMBED
 
 
-async def main() -> int:
-    parser = argparse.ArgumentParser(description="Stream a chat answer over gRPC.")
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Use a frontend over gRPC.")
     parser.add_argument("prompt", help="what to ask")
     parser.add_argument("--address", default="localhost:8001", help="host:port of the frontend's gRPC server")
-    parser.add_argument("--model", default="default", help="model name or alias")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the whole answer")
+    parser.add_argument("--api-key", default="", help="where the frontend asks for one")
     options = parser.parse_args()
-
-    request = ChatRequest(
-        model=options.model,
-        messages=[ChatMessage(role="user", content=options.prompt)],
-        sampling=SamplingParams(temperature=options.temperature, max_new_tokens=options.max_tokens),
-        explain=True,
-    )
-    last = ChatResponse()
-    async with grpc.aio.insecure_channel(options.address) as channel:
+    with Client(options.address, api_key=options.api_key, timeout=120) as client:
         try:
-            async for response in FrontendServiceStub(channel).Chat(request, timeout=options.timeout):
-                print(response.text, end="", flush=True)
-                last = response
-        except grpc.aio.AioRpcError as error:
-            print(f"error: {KvmeshError.from_rpc(error, options.address).message}", file=sys.stderr)
+            models = client.models()
+            print(f"served: {', '.join(model.name for model in models)}\n")
+            message = {"role": "user", "content": options.prompt}
+            answer = ""
+            for piece in client.chat([message], temperature=0, max_new_tokens=256):
+                print(piece.text, end="", flush=True)
+                answer += piece.text
+            print()
+            for model in models:
+                if CAPABILITY_EMBED in model.capabilities:
+                    one, other = client.embed([options.prompt, answer], model=model.name)
+                    near = sum(a * b for a, b in zip(one, other, strict=True))
+                    print(f"\nquestion and answer, by {model.name}: {near:.2f}")
+        except RequestError as error:
+            print(f"error: {error.message}", file=sys.stderr)
             return 1
-
-    ran, used = last.kvmesh, last.usage
-    served_by = f"{ran.prefill} -> {ran.decode}" if ran.prefill else ran.decode
-    print(f"\n\n{used.prompt_tokens} prompt + {used.completion_tokens} output tokens ({last.finish_reason})")
-    print(
-        f"served by {served_by} ({ran.mode}), first token after {ran.timing.ttft:.0f} ms, "
-        f"all after {ran.timing.total:.0f} ms, {used.cached.device} prompt tokens cached on the device"
-    )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())

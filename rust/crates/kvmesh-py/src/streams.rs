@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
 
-use kvmesh_streams::{Event, Listen, Streams};
+use kvmesh_streams::{Certificates, Event, Listen, Streams};
 use pyo3::{
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
@@ -27,6 +27,26 @@ impl PyStreams {
 
     fn fileno(&self) -> i32 {
         self.0.wake_fd().as_raw_fd()
+    }
+
+    /// Connections made from now on, either way, are TLS with these certificates (PEM): of this process, its key, and
+    /// the authorities of all others'. `server_name` is what servers' certificates are for; empty: the host they are reached
+    /// by. Raises OSError where they cannot be used; then all stays as it is.
+    fn secure(
+        &self,
+        cert: Vec<u8>,
+        key: Vec<u8>,
+        ca: Vec<u8>,
+        require_client: bool,
+        server_name: String,
+    ) -> PyResult<()> {
+        Ok(self.0.secure(&Certificates {
+            cert,
+            key,
+            ca,
+            require_client,
+            server_name,
+        })?)
     }
 
     /// Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix socket

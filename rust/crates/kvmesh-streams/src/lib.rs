@@ -10,6 +10,8 @@
 //!
 //! A listener serves the methods it was given; every other call on its port is passed on to a second
 //! gRPC server on a unix socket, so that a role has one address for all its services.
+//!
+//! Connections are plain until [`Streams::secure`] names certificates, which may be replaced at any time.
 
 mod client;
 mod codec;
@@ -18,11 +20,13 @@ mod outbox;
 mod registry;
 mod server;
 mod streams;
+mod tls;
 
 pub use inbox::{End, Event};
 pub use registry::StreamId;
 pub use server::Listen;
 pub use streams::Streams;
+pub use tls::Certificates;
 
 /// Bytes of a message at most, either way.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

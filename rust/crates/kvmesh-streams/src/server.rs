@@ -11,7 +11,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixStream},
+};
 use tonic::{Status, Streaming, body::Body, server::Grpc, server::StreamingService};
 
 use crate::{
@@ -20,6 +23,7 @@ use crate::{
     inbox::{Event, Inbox},
     outbox::Outgoing,
     registry::Registry,
+    tls::Current,
 };
 
 /// Calls at once on one connection, and of these how many may be cancelled before they were looked at.
@@ -36,16 +40,23 @@ pub struct Listen {
 }
 
 /// Accepts connections for as long as it is polled; those accepted live on.
-pub async fn accept(listener: TcpListener, listen: Listen, registry: Arc<Registry>) {
+pub async fn accept(listener: TcpListener, listen: Listen, registry: Arc<Registry>, tls: Current) {
     let listen = Arc::new(listen);
     loop {
         match listener.accept().await {
             Ok((connection, _)) => {
-                tokio::spawn(serve(
-                    connection,
-                    Arc::clone(&listen),
-                    Arc::clone(&registry),
-                ));
+                let tls = tls.read().clone();
+                let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));
+                tokio::spawn(async move {
+                    let _ = connection.set_nodelay(true);
+                    let Some(tls) = tls else {
+                        return serve(connection, listen, registry).await;
+                    };
+                    // Whoever is refused has been told by the protocol.
+                    if let Ok(connection) = tls.accept(connection).await {
+                        serve(connection, listen, registry).await;
+                    }
+                });
             }
             // Out of descriptors, or a caller that left at once.
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
@@ -53,8 +64,10 @@ pub async fn accept(listener: TcpListener, listen: Listen, registry: Arc<Registr
     }
 }
 
-async fn serve(connection: TcpStream, listen: Arc<Listen>, registry: Arc<Registry>) {
-    let _ = connection.set_nodelay(true);
+async fn serve<C>(connection: C, listen: Arc<Listen>, registry: Arc<Registry>)
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let others = Others::default();
     let service = service_fn(move |request: Request<Incoming>| {
         let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));

@@ -14,12 +14,19 @@ use tonic::{
     metadata::{BinaryMetadataKey, BinaryMetadataValue, MetadataMap},
 };
 
-use crate::{Event, Listen, StreamId, client, inbox::Inbox, registry::Registry, server};
+use crate::{
+    Certificates, Event, Listen, StreamId, client,
+    inbox::Inbox,
+    registry::Registry,
+    server,
+    tls::{Current, Tls},
+};
 
 /// Listens, opens streams, and carries their messages. No method blocks.
 pub struct Streams {
     registry: Arc<Registry>,
     runtime: Handle,
+    tls: Current,
     thread: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
@@ -38,6 +45,7 @@ impl Streams {
         Ok(Self {
             registry,
             runtime: handle,
+            tls: Current::default(),
             thread: Mutex::new(Some((stop, thread))),
         })
     }
@@ -47,6 +55,14 @@ impl Streams {
         self.registry.inbox().fd()
     }
 
+    /// Connections made from now on, either way, are TLS with these certificates. Fails with `InvalidData` where they
+    /// cannot be used; then all stays as it is.
+    pub fn secure(&self, certificates: &Certificates) -> io::Result<()> {
+        let tls = Tls::new(certificates)?;
+        *self.tls.write() = Some(Arc::new(tls));
+        Ok(())
+    }
+
     /// Serves `listen` on an address until [`Self::close`]; returns the port. `host` is an IP address or a name.
     pub fn listen(&self, host: &str, port: u16, listen: Listen) -> io::Result<u16> {
         let listener = net::TcpListener::bind((host, port))?;
@@ -54,8 +70,12 @@ impl Streams {
         let port = listener.local_addr()?.port();
         let _runtime = self.runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        self.runtime
-            .spawn(server::accept(listener, listen, Arc::clone(&self.registry)));
+        self.runtime.spawn(server::accept(
+            listener,
+            listen,
+            Arc::clone(&self.registry),
+            Arc::clone(&self.tls),
+        ));
         Ok(port)
     }
 
@@ -71,6 +91,7 @@ impl Streams {
             method,
             outgoing,
             inbox,
+            self.tls.read().clone(),
         ));
         self.registry.started(stream, task.abort_handle());
         Ok(stream)

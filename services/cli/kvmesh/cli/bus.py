@@ -9,8 +9,10 @@ import nats
 from nats.js.kv import KeyValue
 
 from kvmesh.common.buckets import BUS_FAILURES, open_bucket
+from kvmesh.common.bus import bus_security
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError
+from kvmesh.common.tls import MeshTls
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _CONNECT_S = 3
@@ -35,6 +37,7 @@ async def with_bucket(
             allow_reconnect=False,
             max_reconnect_attempts=1,
             error_cb=ignore,
+            **bus_security(MeshTls.of(config.bus_tls())),
         )
         try:
             return await work(await open_bucket(client, name, max_age_s=max_age_s))

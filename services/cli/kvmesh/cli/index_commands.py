@@ -14,9 +14,8 @@ from rich.table import Table
 
 from kvmesh.cli.index_audit import Audit, Comparison, Held, Result, tier_name
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import running_config
+from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError
-from kvmesh.common.grpc.client import Channels
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import GetStateResponse
 
@@ -199,7 +198,7 @@ def _run(
     ask: Callable[[Audit, list[str]], Coroutine[Any, Any, _T]], routers: list[str] | None, file: Path | None
 ) -> _T:
     async def run() -> _T:
-        channels = Channels()
+        channels = mesh_channels(file)
         try:
             return await ask(Audit(channels), routers or [running_config(file).router.effective_address()])
         finally:

@@ -16,10 +16,9 @@ from rich.table import Table
 
 from kvmesh.cli.index_audit import Audit, Comparison, tier_name
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import running_config
+from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.events.columns import STORE_TIERS
-from kvmesh.common.grpc.client import Channels
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.kvbm_pb2 import (
     FlushRequest,
@@ -235,7 +234,7 @@ async def _verified(answers: AsyncIterator[Any]) -> list[dict[str, Any]]:
 
 def _compare(identity: str, router: str | None, file: Path | None) -> list[Comparison]:
     async def run() -> list[Comparison]:
-        channels = Channels()
+        channels = mesh_channels(file)
         try:
             address = router or running_config(file).router.effective_address()
             return await Audit(channels).verify(address, identity)
@@ -314,7 +313,7 @@ def _run(
     """Raises KvmeshError for what the store says, or when it is not there."""
 
     async def run() -> _T:
-        channels = Channels()
+        channels = mesh_channels(file)
         try:
             address = store
             if address is None:

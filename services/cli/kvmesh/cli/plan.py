@@ -16,7 +16,7 @@ from kvmesh.cli.ports import free_port
 from kvmesh.cli.probes import GrpcHealth, NatsGreeting
 from kvmesh.cli.process import ProcessSpec
 from kvmesh.cli.settings import Worker, workers_of
-from kvmesh.common.config import Config, Listen
+from kvmesh.common.config import Config, Listen, MeshTlsConfig
 from kvmesh.common.errors import invalid
 
 # On top of a role's own drain: closing engines takes a while.
@@ -29,9 +29,9 @@ def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None)
     """Every process, in the order they are shown. Ports in `config` are final; workers get free ones here."""
     base = base_environment(os.environ if inherited is None else inherited, home)
     specs = [] if config.nats.url else [_nats(config, home, base)]
-    specs.append(_role("router", config.router, "kvmesh.v1.RouterService", home, base, _CORE))
+    specs.append(_role("router", config, config.router, "kvmesh.v1.RouterService", home, base, _CORE))
     if config.kvbm.enabled:
-        specs.append(_role("kvbm", config.kvbm, "kvmesh.v1.KvbmService", home, base, _CORE))
+        specs.append(_role("kvbm", config, config.kvbm, "kvmesh.v1.KvbmService", home, base, _CORE))
     specs.extend(_workers(config, home, base))
     specs.extend(_frontends(config, home, base))
     return specs
@@ -40,7 +40,7 @@ def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None)
 def _frontends(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
     """All listen on one HTTP port; the first has the configured other ports, the rest free ones."""
     service, frontend = "kvmesh.v1.FrontendService", config.frontend
-    yield _role("frontend", frontend, service, home, base, _FRONTEND, frontend.drain_s)
+    yield _role("frontend", config, frontend, service, home, base, _FRONTEND, frontend.drain_s)
     for number in range(1, frontend.processes):
         listen = frontend.model_copy(
             update={"port": free_port(frontend.host), "metrics_port": free_port(frontend.host)}
@@ -51,6 +51,7 @@ def _frontends(config: Config, home: Home, base: dict[str, str]) -> Iterator[Pro
         }
         yield _role(
             f"frontend-{number}",
+            config,
             listen,
             service,
             home,
@@ -78,6 +79,9 @@ def _nats(config: Config, home: Home, environment: dict[str, str]) -> ProcessSpe
     host, port = config.nats.host, config.nats.port
     command = [nats_binary(), "--addr", host, "--port", str(port), "--server_name", "kvmesh"]
     command += ["--jetstream", "--store_dir", str(home.root / "nats")]
+    tls = config.tls
+    if tls.cert:
+        command += ["--config", str(_nats_file(tls, home))]
     return ProcessSpec(
         name="nats",
         role="nats",
@@ -86,7 +90,18 @@ def _nats(config: Config, home: Home, environment: dict[str, str]) -> ProcessSpe
         probe=lambda: NatsGreeting(_reachable(host), port),
         address=f"{_reachable(host)}:{port}",
         stage=_BUS,
+        rereads=[name for name in (tls.cert, tls.key, tls.ca) if name],
     )
+
+
+def _nats_file(tls: MeshTlsConfig, home: Home) -> Path:
+    """The server's TLS, in a file because it reads again only what a file has told it."""
+    file = home.root / "nats.conf"
+    names = {"cert_file": tls.cert, "key_file": tls.key, "ca_file": tls.ca}
+    lines = [f"  {key}: {json.dumps(name)}" for key, name in names.items()]
+    lines += [f"  verify: {json.dumps(tls.client_auth == 'require')}", "  timeout: 10"]
+    file.write_text("\n".join(["tls {", *lines, "}", ""]))
+    return file
 
 
 def nats_binary() -> str:
@@ -102,6 +117,7 @@ def nats_binary() -> str:
 
 def _role(
     name: str,
+    config: Config,
     listen: Listen,
     service: str,
     home: Home,
@@ -121,7 +137,7 @@ def _role(
         role=role or name,
         command=[sys.executable, "-m", module or f"kvmesh.{name}", *configured, *arguments],
         environment=environment,
-        probe=lambda: GrpcHealth(address, service),
+        probe=lambda: GrpcHealth(address, service, config.tls),
         address=address,
         grace_s=drain_s + _MARGIN_S,
         stage=stage,
@@ -151,6 +167,7 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
         part = parts.get(name)
         yield _role(
             name,
+            config,
             listen,
             f"kvmesh.v1.{service}",
             home,

@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from kvmesh.common.config import MeshTlsConfig
 from kvmesh.common.grpc.client import Channels
+from kvmesh.common.tls import MeshTls
 
 DEADLINE_S = 2.0
 
@@ -31,10 +33,10 @@ class Probe(ABC):
 class GrpcHealth(Probe):
     """`grpc.health.v1` under a service's name, which kvmesh roles set to SERVING when they are ready."""
 
-    def __init__(self, address: str, service: str) -> None:
+    def __init__(self, address: str, service: str, tls: MeshTlsConfig) -> None:
         self._address = address
         self._request = health_pb2.HealthCheckRequest(service=service)
-        self._channels = Channels()
+        self._channels = Channels(MeshTls.of(tls))
 
     async def ready(self) -> bool:
         stub: Any = health_pb2_grpc.HealthStub(self._channels.get(self._address))

@@ -21,6 +21,7 @@ from kvmesh.cli.backoff import Backoff
 from kvmesh.cli.home import Home, ProcessState, ProcessStatus
 from kvmesh.cli.pids import ProcessId
 from kvmesh.cli.probes import MakeProbe
+from kvmesh.common.tls import WatchedFiles
 
 # Seconds between questions while a process starts, and afterwards.
 _ASK_STARTING_S = 0.2
@@ -43,6 +44,8 @@ class ProcessSpec:
     grace_s: float = 10.0
     # Processes stop in the order of their stages.
     stage: int = 0
+    # Files that it reads again at a SIGHUP, which it gets when they change.
+    rereads: Sequence[str] = ()
     # Name of a process that must have been ready once before this one is first started.
     after: str = ""
 
@@ -143,8 +146,11 @@ class SupervisedProcess:
     async def _ask(self) -> None:
         started = time.monotonic()
         probe = self.spec.probe()
+        files = WatchedFiles(self.spec.rereads)
         try:
             while True:
+                if files.changed() and self._popen is not None:
+                    os.kill(self._popen.pid, signal.SIGHUP)
                 ready = await probe.ready()
                 if not self._stop.is_set():
                     if ready and self.status.state is not ProcessState.READY:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvmesh.cli.options import ConfigFile
-from kvmesh.cli.settings import running_config
+from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.grpc.client import Channels
 from kvmesh.core import TERMS
@@ -327,7 +327,7 @@ def _run(
             raise KvmeshError.from_rpc(error, f"router {address}") from None
 
     async def run() -> list[_T]:
-        channels = Channels()
+        channels = mesh_channels(file)
         try:
             addresses = routers or [running_config(file).router.effective_address()]
             return await asyncio.gather(*(one(channels, address) for address in addresses))

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from kvmesh.cli.home import Home
 from kvmesh.common.config import Config, load_config
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.common.grpc.client import Channels
 from kvmesh.common.served import ModelConfig
+from kvmesh.common.tls import MeshTls
 
 
 def load(file: Path | None, overrides: dict[str, Any] | None = None) -> Config:
@@ -30,6 +32,11 @@ def running_config(file: Path | None) -> Config:
         return Home(asked.home).read_config()
     except KvmeshError:  # none was ever written, or an older version wrote it
         return asked
+
+
+def mesh_channels(file: Path | None) -> Channels:
+    """To the running mesh's processes, with the certificates that they ask for."""
+    return Channels(MeshTls.of(running_config(file).tls))
 
 
 def parse_alias(text: str) -> tuple[str, str]:

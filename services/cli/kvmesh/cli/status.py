@@ -14,9 +14,11 @@ import nats
 import nats.errors
 
 from kvmesh.cli.home import Home, MeshStatus, ProcessState, ProcessStatus
+from kvmesh.common.bus import bus_security
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
+from kvmesh.common.tls import MeshTls
 from kvmesh.v1 import common_pb2, engine_pb2, kvbm_pb2, router_pb2
 from kvmesh.v1.engine_pb2_grpc import WorkerServiceStub
 from kvmesh.v1.kvbm_pb2_grpc import KvbmServiceStub
@@ -33,7 +35,7 @@ async def collect(home: Home) -> dict[str, Any] | None:
     if status is None or owner is None or status.supervisor != owner:
         return None
     config = home.read_config()
-    channels = Channels()
+    channels = Channels(MeshTls.of(config.tls))
     try:
         router, kvbm, bus = await asyncio.gather(
             _router(config, channels), _kvbm(config, channels), _nats(config)
@@ -93,7 +95,7 @@ async def _kvbm(config: Config, channels: Channels) -> list[dict[str, Any]]:
 
 
 async def _nats(config: Config) -> dict[str, Any]:
-    url = config.nats.effective_url()
+    url, security = config.nats.effective_url(), bus_security(MeshTls.of(config.bus_tls()))
     bus: dict[str, Any] = {"url": url, "connected": False}
     failures: list[str] = []
 
@@ -103,7 +105,9 @@ async def _nats(config: Config) -> dict[str, Any]:
     client = None
     try:
         async with asyncio.timeout(DEADLINE_S):
-            client = await nats.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=note)
+            client = await nats.connect(
+                url, allow_reconnect=False, connect_timeout=1, error_cb=note, **security
+            )
             started = time.monotonic()
             await client.flush()
             rtt_ms = (time.monotonic() - started) * 1000

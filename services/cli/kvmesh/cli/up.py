@@ -68,6 +68,8 @@ def _configure(config_file: Path | None, overrides: dict[str, Any]) -> Config:
             "cache_dir": config.cache_dir.expanduser().resolve(),
             "model": _placed(config.model),
             "models": [_placed(model) for model in config.models],
+            "tls": config.tls.whole_paths(),
+            "nats": config.nats.model_copy(update={"tls": config.nats.tls.whole_paths()}),
         }
     )
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 from nats.aio.client import Client
@@ -17,7 +18,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from kvmesh.common import metrics, telemetry, trace
+from kvmesh.common.config import Config
 from kvmesh.common.tasks import cancel
+from kvmesh.common.tls import MeshTls
 
 log = structlog.get_logger()
 
@@ -31,12 +34,21 @@ MAX_UNREAD_BYTES = 64 << 20
 RECONNECT_WAIT_S = 0.25
 
 
+def bus_security(tls: MeshTls | None) -> dict[str, Any]:
+    """What `nats.connect` is told of TLS."""
+    if tls is None:
+        return {}
+    name = tls.config.server_name
+    return {"tls": tls.context(), **({"tls_hostname": name} if name else {})}
+
+
 class Bus:
     """One NATS connection, kept up in the background. Belongs to one event loop."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, tls: MeshTls | None = None) -> None:
         """`name` is what the server's monitoring shows."""
         self._url = url
+        self._tls = tls
         self._name = name
         self._client: Client | None = None
         self._subscriptions: list[tuple[str, Handler]] = []
@@ -48,6 +60,11 @@ class Bus:
         self._tasks: list[asyncio.Task[None]] = []
         self._metrics = metrics.bus(telemetry.role())
         self._reported_down = False
+
+    @classmethod
+    def of(cls, config: Config, name: str) -> Bus:
+        """The configuration's."""
+        return cls(config.nats.effective_url(), name, MeshTls.of(config.bus_tls()))
 
     @property
     def connected(self) -> bool:
@@ -158,6 +175,7 @@ class Bus:
             disconnected_cb=on_disconnect,
             reconnected_cb=on_reconnect,
             closed_cb=on_close,
+            **bus_security(self._tls),
         )
         self._client = client
         for subject, handler in self._subscriptions:

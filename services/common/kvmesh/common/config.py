@@ -54,6 +54,32 @@ class Listen(Section):
         return socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host
 
 
+class MeshTlsConfig(Section):
+    """TLS between the mesh's own processes. Each has one certificate, to serve and to call by."""
+
+    cert: str = ""
+    """certificate chain, PEM; empty: plain connections. Files that change are read again"""
+    key: str = ""
+    """its private key, PEM"""
+    ca: str = ""
+    """authorities that have signed the mesh's certificates, PEM"""
+    client_auth: Literal["require", "none"] = "require"
+    """whether callers must show a certificate, too"""
+    server_name: str = ""
+    """name all servers' certificates carry; empty: each its own address"""
+
+    @model_validator(mode="after")
+    def _complete(self) -> MeshTlsConfig:
+        if len({bool(self.cert), bool(self.key), bool(self.ca)}) > 1:
+            raise ValueError("needs all of `cert`, `key` and `ca`")
+        return self
+
+    def whole_paths(self) -> MeshTlsConfig:
+        """The same from wherever it is read."""
+        files = {name: getattr(self, name) for name in ("cert", "key", "ca")}
+        return self.model_copy(update={k: str(Path(v).expanduser().resolve()) for k, v in files.items() if v})
+
+
 class NatsConfig(Section):
     url: str = ""
     """server to use; empty: start one and use it"""
@@ -61,6 +87,8 @@ class NatsConfig(Section):
     """address of the server that is started"""
     port: Port = 4222
     """port of the server that is started"""
+    tls: MeshTlsConfig = MeshTlsConfig()
+    """of connections to `url`; empty: plain ones. The server that is started has the mesh's `tls`"""
 
     def effective_url(self) -> str:
         return self.url or f"nats://{self.host}:{self.port}"
@@ -272,6 +300,7 @@ class Config(BaseSettings):
     router: RouterConfig = RouterConfig()
     kvbm: KvbmConfig = KvbmConfig()
     nats: NatsConfig = NatsConfig()
+    tls: MeshTlsConfig = MeshTlsConfig()
     discovery: DiscoveryConfig = DiscoveryConfig()
     worker: WorkerConfig = WorkerConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -313,6 +342,10 @@ class Config(BaseSettings):
                 return config
         known = ", ".join(model.key for model in self.models)
         raise invalid(f"`worker.model` {wanted!r} is none of `models`: {known}")
+
+    def bus_tls(self) -> MeshTlsConfig:
+        """What connections to NATS are secured with."""
+        return self.nats.tls if self.nats.url else self.tls
 
     def kvbm_socket(self) -> str | None:
         """Path where this node's engines and store meet; None without a store."""

@@ -23,6 +23,7 @@ from kvmesh.common.grpc.server import OPTIONS, ServerInterceptor
 from kvmesh.common.grpc.streams import Accept, StreamHub
 from kvmesh.common.http import StatusServer
 from kvmesh.common.signals import StopSignal
+from kvmesh.common.tls import MeshTls
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
@@ -86,6 +87,7 @@ class RoleServer:
         self._streams: dict[str, Accept] = {}
         self._hub: StreamHub | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._tls = MeshTls.of(config.tls)
         self.server = grpc.aio.server(interceptors=[self._interceptor], options=OPTIONS)
         self.port = 0
         self.metrics_port = 0
@@ -129,6 +131,8 @@ class RoleServer:
         for name in self._services:
             await self._health.set(name, _NOT_SERVING)
         await self.server.start()
+        if self._tls is not None:
+            self._tls.watch()
         log.info("listening", address=self.address, metrics_port=self.metrics_port)
 
     def set_ready(self, ready: bool) -> None:
@@ -176,16 +180,20 @@ class RoleServer:
         if self._hub is not None:
             await self._hub.drained(FLUSH_S)
         self._unbind()
+        if self._tls is not None:
+            await self._tls.close()
         await self._http.stop()
 
     def _bind(self, host: str, port: int) -> int:
         """Listen; returns the port. With streams, grpc's own server is behind them, on a unix socket."""
         if not self._streams:
-            return self.server.add_insecure_port(_join(host, port))
+            if self._tls is None:
+                return self.server.add_insecure_port(_join(host, port))
+            return self.server.add_secure_port(_join(host, port), self._tls.server_credentials())
         self._directory = tempfile.TemporaryDirectory(prefix="kvmesh-")
         socket = f"{self._directory.name}/grpc"
         self.server.add_insecure_port(f"unix:{socket}")
-        self._hub = StreamHub(metrics.rpc(self._role))
+        self._hub = StreamHub(metrics.rpc(self._role), self._tls)
         return self._hub.serve(host, port, self._streams, socket)
 
     def _unbind(self) -> None:

@@ -41,7 +41,7 @@ async def main() -> None:
 async def serve(config: Config) -> None:
     """Run the frontend until it is asked to stop. Raises KvmeshError when a port is taken."""
     telemetry.setup("frontend", config)
-    bus = Bus(config.nats.effective_url(), "frontend")
+    bus = Bus.of(config, "frontend")
     discovery = make_discovery(config, bus)
     mesh = Mesh(config, discovery)
     models = Models(discovery, config.frontend.aliases)

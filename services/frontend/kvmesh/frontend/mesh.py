@@ -8,6 +8,7 @@ from kvmesh.common.config import Config
 from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
+from kvmesh.common.tls import MeshTls
 from kvmesh.frontend.link import Link
 from kvmesh.frontend.placement import Placer
 from kvmesh.frontend.placement_fallback import FallbackPlacement
@@ -32,7 +33,7 @@ class Mesh:
     """Shared by all requests of the process. Belongs to one event loop."""
 
     def __init__(self, config: Config, discovery: Discovery) -> None:
-        self._hub = StreamHub()
+        self._hub = StreamHub(tls=MeshTls.of(config.tls))
         self._router = RouterLink(self._hub, config.router.effective_address())
         self._links: dict[_LinkKey, Link] = {}
         self.placer = Placer(self._router, FallbackPlacement(discovery))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from pathlib import Path
 
 import structlog
 
 from kvmesh.common.config import TlsConfig
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.tasks import cancel
+from kvmesh.common.tls import LOOK_S, WatchedFiles
 
 log = structlog.get_logger()
-
-_LOOK_S = 1.0
 
 
 class Certificate:
@@ -26,10 +24,9 @@ class Certificate:
     def __init__(self, config: TlsConfig) -> None:
         """Raises KvmeshError(INVALID_ARGUMENT) where the files cannot be used."""
         self._config = config
-        self._files = [Path(name) for name in (config.cert, config.key, config.client_ca) if name]
+        self._files = WatchedFiles((config.cert, config.key, config.client_ca))
         self._task: asyncio.Task[None] | None = None
         self.context = self._load(None)
-        self._stamp = self._look()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._watch(), name="certificate")
@@ -57,24 +54,11 @@ class Certificate:
             ) from None
         return context
 
-    def _look(self) -> list[tuple[int, int, int]]:
-        """What changes when a file is replaced or written; a missing file is as good as another."""
-        found = []
-        for file in self._files:
-            try:
-                stat = file.stat()
-                found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
-            except OSError:
-                found.append((0, 0, 0))
-        return found
-
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
-            stamp = self._look()
-            if stamp == self._stamp:
+            await asyncio.sleep(LOOK_S)
+            if not self._files.changed():
                 continue
-            self._stamp = stamp
             try:
                 # Certificate and key are two files: both must fit before either is taken.
                 self._load(None)

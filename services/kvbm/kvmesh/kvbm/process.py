@@ -14,6 +14,7 @@ from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.events.source import PublicationServicer
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer
+from kvmesh.common.tls import MeshTls
 from kvmesh.core import StoreServer
 from kvmesh.kvbm.exposition import Exposition
 from kvmesh.kvbm.fetching import Fetching
@@ -55,11 +56,11 @@ async def serve(config: Config) -> None:
             seconds=round(time.monotonic() - began, 2),
         )
         _tell_of_nvme(store, settings)
-        bus = Bus(config.nats.effective_url(), settings.id)
+        bus = Bus.of(config, settings.id)
         # A port that the kernel chooses is nobody's to know; then the store is found by configuration alone.
         address = f"{settings.advertised_host()}:{settings.port}" if settings.port else ""
         publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node, address)
-        link, channels = Link(store), Channels()
+        link, channels = Link(store), Channels(MeshTls.of(config.tls))
         lending, fetching = Lending(store, link), Fetching(store, link, channels)
         exposition = Exposition(store, lending, fetching)
         server = RoleServer("kvbm", config, settings)

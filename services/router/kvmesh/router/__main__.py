@@ -11,6 +11,7 @@ from kvmesh.common.config import Config, load_config
 from kvmesh.common.discovery import make_discovery
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer, run
+from kvmesh.common.tls import MeshTls
 from kvmesh.core import PrefixIndex
 from kvmesh.router import route_stream
 from kvmesh.router.index import IndexFeed
@@ -29,9 +30,9 @@ DRAIN_S = 5.0
 async def serve(config: Config) -> None:
     """Run a router until the process is asked to stop."""
     server = RoleServer("router", config, config.router)
-    bus = Bus(config.nats.effective_url(), "kvmesh-router")
+    bus = Bus.of(config, "kvmesh-router")
     discovery = make_discovery(config, bus)
-    channels = Channels()
+    channels = Channels(MeshTls.of(config.tls))
     index = PrefixIndex(config.router.index_max_bytes)
     kvbm = config.kvbm
     feed = IndexFeed(

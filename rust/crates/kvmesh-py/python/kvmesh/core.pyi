@@ -842,6 +842,12 @@ class Streams:
     def fileno(self) -> int:
         """A descriptor that is readable while `poll` has something to return."""
 
+    def secure(self, cert: bytes, key: bytes, ca: bytes, require_client: bool, server_name: str) -> None:
+        """Connections made from now on, either way, are TLS with these certificates (PEM): of this process,
+        its key, and the authorities of all others'. `server_name` is what servers' certificates are for;
+        empty: the host they are reached by. Raises OSError where they cannot be used; then all stays as it
+        is."""
+
     def listen(self, host: str, port: int, methods: set[str], others: str) -> int:
         """Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix
         socket `others`. Returns the port. Raises OSError when it cannot listen there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config
 from kvmesh.common.discovery.contract import Discovery
+from kvmesh.common.tls import MeshTls
 
 
 def make_discovery(config: Config, bus: Bus) -> Discovery:
@@ -12,7 +13,7 @@ def make_discovery(config: Config, bus: Bus) -> Discovery:
     if config.discovery.kind == "static":
         from kvmesh.common.discovery.static import StaticDiscovery
 
-        return StaticDiscovery(config.discovery)
+        return StaticDiscovery(config.discovery, MeshTls.of(config.tls))
     from kvmesh.common.discovery.nats import NatsDiscovery
 
     return NatsDiscovery(config.discovery, bus)

@@ -26,6 +26,7 @@ from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.tasks import cancel
+from kvmesh.common.tls import MeshTls
 from kvmesh.v1.common_pb2 import WorkerInfo
 from kvmesh.v1.engine_pb2 import GetWorkerRequest
 from kvmesh.v1.engine_pb2_grpc import WorkerServiceStub
@@ -34,7 +35,7 @@ log = structlog.get_logger()
 
 
 class StaticDiscovery(Discovery):
-    def __init__(self, config: DiscoveryConfig) -> None:
+    def __init__(self, config: DiscoveryConfig, tls: MeshTls | None = None) -> None:
         super().__init__()
         self._config = config
         self._path = Path(config.file)
@@ -42,7 +43,7 @@ class StaticDiscovery(Discovery):
         self._addresses: tuple[str, ...] = ()
         # Per address: who answered there last, and the loop time until which that holds.
         self._answers: dict[str, tuple[str, float]] = {}
-        self._channels = Channels()
+        self._channels = Channels(tls)
         self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

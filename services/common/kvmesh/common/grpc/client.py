@@ -14,6 +14,7 @@ import grpc.aio
 
 from kvmesh.common import trace
 from kvmesh.common.grpc.server import MAX_MESSAGE_BYTES
+from kvmesh.common.tls import MeshTls
 
 # Seconds; of unary calls made without a timeout of their own.
 DEFAULT_TIMEOUT_S = 10.0
@@ -36,16 +37,19 @@ OPTIONS: list[tuple[str, int]] = [
 class Channels:
     """One channel per address, made at first use and kept. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: MeshTls | None = None) -> None:
+        self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
+        # With certificates that have been replaced; calls may be on them.
+        self._replaced: list[grpc.aio.Channel] = []
+        self._version = 0
 
     def get(self, address: str) -> grpc.aio.Channel:
         """The channel to `host:port`; connects when first used."""
+        self._look_at_certificate()
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = TracedChannel(
-                grpc.aio.insecure_channel(address, options=OPTIONS)
-            )
+            channel = self._channels[address] = TracedChannel(self._open(address))
         return channel
 
     async def forget(self, address: str) -> None:
@@ -56,8 +60,25 @@ class Channels:
 
     async def close(self) -> None:
         """Close all channels; their calls are cancelled."""
-        channels, self._channels = self._channels, {}
-        await asyncio.gather(*(channel.close() for channel in channels.values()))
+        channels = [*self._channels.values(), *self._replaced]
+        self._channels, self._replaced = {}, []
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+    def _open(self, address: str) -> grpc.aio.Channel:
+        if self._tls is None:
+            return grpc.aio.insecure_channel(address, options=OPTIONS)
+        options = [*OPTIONS, *self._tls.channel_options]
+        return grpc.aio.secure_channel(address, self._tls.channel_credentials(), options=options)
+
+    def _look_at_certificate(self) -> None:
+        """A channel keeps the certificate it was made with: replaced ones take new channels."""
+        if self._tls is None:
+            return
+        self._tls.refresh()
+        if self._tls.version != self._version:
+            self._version = self._tls.version
+            self._replaced += self._channels.values()
+            self._channels = {}
 
 
 class TracedChannel(grpc.aio.Channel):

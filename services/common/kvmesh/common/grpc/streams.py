@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
-from kvmesh.common.errors import BARE_STATUS, ERROR_METADATA_KEY, KvmeshError, carried_error
+from kvmesh.common.errors import BARE_STATUS, ERROR_METADATA_KEY, KvmeshError, carried_error, invalid
 from kvmesh.common.metrics import RpcMetrics
+from kvmesh.common.tls import MeshTls
 from kvmesh.core import Streams
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -85,9 +86,13 @@ class Stream:
 class StreamHub:
     """The streams of one event loop. `close` when done; streams still open are cut then."""
 
-    def __init__(self, metrics: RpcMetrics | None = None) -> None:
+    def __init__(self, metrics: RpcMetrics | None = None, tls: MeshTls | None = None) -> None:
         """`metrics` count the served streams."""
         self.streams = Streams()
+        self._tls = tls
+        if tls is not None:
+            self._secure()
+            tls.on_change(self._secure)
         self._metrics = metrics
         self._open: dict[int, Stream] = {}
         self._accept: dict[str, Accept] = {}
@@ -107,6 +112,8 @@ class StreamHub:
 
     def open(self, address: str, method: str, handler: StreamHandler) -> Stream:
         """Open a stream of `method`, a path, to `host:port`, on a connection of its own."""
+        if self._tls is not None:
+            self._tls.refresh()
         stream = Stream(self, self.streams.open(address, method))
         stream.handler = handler
         self._add(stream)
@@ -137,6 +144,14 @@ class StreamHub:
         gone = KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the stream was cut")
         for stream in list(self._open.values()):
             self._close(stream, gone)
+
+    def _secure(self) -> None:
+        assert self._tls is not None
+        try:
+            self.streams.secure(*self._tls.pem, self._tls.require_client, self._tls.config.server_name)
+        except OSError as error:
+            # OpenSSL takes files that rustls does not.
+            raise invalid(f"cannot use the certificate {self._tls.config.cert}: {error}") from None
 
     def _drain(self) -> None:
         for kind, stream_id, content in self.streams.poll():

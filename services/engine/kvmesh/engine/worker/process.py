@@ -56,7 +56,7 @@ class WorkerProcess:
 
     async def run(self) -> None:
         config = self._config
-        bus = Bus(config.nats.effective_url(), self._id)
+        bus = Bus.of(config, self._id)
         server = RoleServer(self._role.value, config, config.worker)
         publisher = KvPublisher(bus, self._id, self._incarnation, config.node, self._metrics)
         discovery = make_discovery(config, bus)
