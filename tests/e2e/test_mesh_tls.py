@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import nats
 import nats.errors
 import pytest
@@ -147,6 +148,14 @@ def test_replaced_certificates_are_shown_without_a_restart(mesh: Mesh, authority
     assert {p["name"]: p["pid"] for p in mesh.status()["processes"]} == before
     # What starts now meets processes that run with the new one.
     mesh.kill("decode-0")
-    wait_for(lambda: mesh.pid("decode-0") not in (None, before["decode-0"]), 30, "the worker to be back")
-    mesh.wait_ready()
-    assert mesh.chat("And again")["choices"]
+
+    def back() -> bool:
+        worker = mesh.workers()["decode-0"]
+        return worker["state"] == "ready" and worker["routed"] and worker["pid"] != before["decode-0"]
+
+    def answers() -> bool:
+        body = {"model": "default", "messages": [{"role": "user", "content": "And again"}], "max_tokens": 2}
+        return httpx.post(f"{mesh.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+
+    wait_for(back, 40, "the worker to be back")
+    wait_for(answers, 20, "the frontend to have found it")

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from kvmesh.cli import devices
 from kvmesh.cli.home import Home
@@ -16,7 +17,7 @@ from kvmesh.cli.ports import free_port
 from kvmesh.cli.probes import GrpcHealth, NatsGreeting
 from kvmesh.cli.process import ProcessSpec
 from kvmesh.cli.settings import Worker, workers_of
-from kvmesh.common.config import Config, Listen, MeshTlsConfig
+from kvmesh.common.config import Config, Listen
 from kvmesh.common.errors import invalid
 
 # On top of a role's own drain: closing engines takes a while.
@@ -76,16 +77,11 @@ def base_environment(inherited: Mapping[str, str], home: Home) -> dict[str, str]
 
 
 def _nats(config: Config, home: Home, environment: dict[str, str]) -> ProcessSpec:
-    host, port = config.nats.host, config.nats.port
-    command = [nats_binary(), "--addr", host, "--port", str(port), "--server_name", "kvmesh"]
-    command += ["--jetstream", "--store_dir", str(home.root / "nats")]
-    tls = config.tls
-    if tls.cert:
-        command += ["--config", str(_nats_file(tls, home))]
+    host, port, tls = config.nats.host, config.nats.port, config.tls
     return ProcessSpec(
         name="nats",
         role="nats",
-        command=command,
+        command=[nats_binary(), "--config", str(_nats_file(config, home))],
         environment=environment,
         probe=lambda: NatsGreeting(_reachable(host), port),
         address=f"{_reachable(host)}:{port}",
@@ -94,13 +90,21 @@ def _nats(config: Config, home: Home, environment: dict[str, str]) -> ProcessSpe
     )
 
 
-def _nats_file(tls: MeshTlsConfig, home: Home) -> Path:
-    """The server's TLS, in a file because it reads again only what a file has told it."""
+def _nats_file(config: Config, home: Home) -> Path:
+    """The server's configuration: it takes changed certificates over only where a file says everything."""
+    nats, tls = config.nats, config.tls
+    settings: dict[str, Any] = {
+        "host": nats.host,
+        "port": nats.port,
+        "server_name": "kvmesh",
+        "jetstream": {"store_dir": str(home.root / "nats")},
+    }
+    if tls.cert:
+        files = {"cert_file": tls.cert, "key_file": tls.key, "ca_file": tls.ca}
+        settings["tls"] = {**files, "verify": tls.client_auth == "require", "timeout": 10}
     file = home.root / "nats.conf"
-    names = {"cert_file": tls.cert, "key_file": tls.key, "ca_file": tls.ca}
-    lines = [f"  {key}: {json.dumps(name)}" for key, name in names.items()]
-    lines += [f"  verify: {json.dumps(tls.client_auth == 'require')}", "  timeout: 10"]
-    file.write_text("\n".join(["tls {", *lines, "}", ""]))
+    # Its format is a superset of JSON.
+    file.write_text(json.dumps(settings, indent=1))
     return file
 
 
