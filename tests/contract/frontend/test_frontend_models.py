@@ -11,6 +11,7 @@ from fixtures.frontend import (
 )
 from fixtures.scripted_worker import ROLE_AGGREGATED, ROLE_DECODE, ROLE_PREFILL
 from fixtures.waiting import eventually
+from kvmesh.core import hash_tokens, namespace_seed
 from kvmesh.v1.common_pb2 import WORKER_STATE_DRAINING
 
 
@@ -23,6 +24,30 @@ async def test_without_workers() -> None:
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
         assert error_of(response)["code"] == "no_worker_ready"
+
+
+async def test_models_with_one_tokenizer_have_blocks_of_their_own(answer_ids: list[int]) -> None:
+    async with frontend() as front:
+        alone = make(ROLE_AGGREGATED, answer_ids)
+        salted = make(ROLE_AGGREGATED, answer_ids, 1, name="other", aliases=[], cache_salt="model:other")
+        await front.join(alone, salted)
+        await eventually(lambda: len(front.models.usable()) == 2)
+        prompt = list(range(300, 364))
+        for tenant in ("", "acme"):
+            for model in (MODEL, "other"):
+                body = {"model": model, "prompt": prompt, "max_tokens": 1, "kvmesh": {"tenant": tenant}}
+                assert (await front.http.post("/v1/completions", json=body)).status_code == 200
+        assert [request.cache_salt for request in alone.received] == ["", "tenant:acme"]
+        assert [request.cache_salt for request in salted.received] == [
+            "model:other",
+            "model:other/tenant:acme",
+        ]
+        routed = [tuple(request.block_hashes) for request in front.router.requests]
+        assert len(set(routed)) == len(routed) == 4
+        seed = namespace_seed(cache_salt="model:other")
+        assert routed[1] == tuple(hash_tokens(prompt, 16, seed).tolist())
+        await alone.kill()
+        await salted.kill()
 
 
 async def test_models_come_and_go_with_their_workers(answer_ids: list[int]) -> None:

@@ -64,7 +64,7 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., nvme: _Optional[int] = ..., network: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format", "capabilities", "embedding_size")
+    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format", "capabilities", "embedding_size", "cache_salt")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class ModelInfo(_message.Message):
     REASONING_FORMAT_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     context_length: int
@@ -85,7 +86,8 @@ class ModelInfo(_message.Message):
     reasoning_format: str
     capabilities: _containers.RepeatedScalarFieldContainer[Capability]
     embedding_size: int
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class KvInfo(_message.Message):
     __slots__ = ("page_size", "total_blocks", "block_bytes", "namespace")

@@ -101,7 +101,7 @@ class Gateway:
             session_id=session_id,
             tenant=tenant,
             priority=priority_of(caller, priority),
-            cache_salt="" if self._share_cache else cache_salt_of(tenant),
+            cache_salt=cache_salt_of(model.info.cache_salt, "" if self._share_cache else tenant),
             charge=self._charge(caller, model, len(token_ids), sampling.max_new_tokens, said, share),
             params=params or {},
         )

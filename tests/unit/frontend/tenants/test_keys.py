@@ -132,8 +132,8 @@ def test_who_somebody_is_and_may_say_to_be() -> None:
         tenant_of(caller, "rival")
     assert [priority_of(caller, wish) for wish in (0, 1, 2, 9, -5)] == [2, 1, 2, 2, -5]
     assert priority_of(CALLER.get(), 9) == 9
-    assert cache_salt_of("") == ""
-    assert cache_salt_of("a") != cache_salt_of("b")
+    assert cache_salt_of("", "") == ""
+    assert cache_salt_of("", "a") != cache_salt_of("", "b") != cache_salt_of("m", "b")
 
 
 @pytest.mark.parametrize(

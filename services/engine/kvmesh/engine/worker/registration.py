@@ -91,6 +91,8 @@ class Registration:
                     common_pb2.CAPABILITY_EMBED if info.embedding_size else common_pb2.CAPABILITY_GENERATE
                 ],
                 embedding_size=info.embedding_size,
+                # One of several may share its tokenizer, and the node's store, with another.
+                cache_salt=f"model:{model.name}" if self._config.models else "",
             )
         )
         self._info.kv.CopyFrom(
