@@ -115,7 +115,7 @@ def test_status_shows_the_model_of_each_worker(mesh: Mesh) -> None:
     console = Console(width=200)
     with console.capture() as shown:
         console.print(render(mesh.status()))
-    assert re.search(r"^decode-0 +other +decode ", shown.get(), re.MULTILINE)
+    assert re.search(r"^decode-0 +decode +other ", shown.get(), re.MULTILINE)
 
 
 def test_an_unknown_model_is_refused_with_those_served(mesh: Mesh, client: openai.OpenAI) -> None:

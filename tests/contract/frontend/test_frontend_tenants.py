@@ -196,6 +196,9 @@ async def test_models_it_may_not_ask_are_refused_and_not_listed(one: Tenanted) -
         "param": "model",
         "code": "permission_denied",
     }
+    headers = {"authorization": f"Bearer {stranger}"}
+    body = {"model": MODEL, "input": "hello"}
+    assert (await one.front.http.post("/v1/embeddings", json=body, headers=headers)).status_code == 403
     assert not one.worker.received
     assert (await chat(one.front, friend)).status_code == 200
     listed = {}

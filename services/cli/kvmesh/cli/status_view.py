@@ -65,8 +65,12 @@ def _deaths(processes: list[dict[str, Any]]) -> list[Text]:
 
 
 def _workers(workers: list[dict[str, Any]]) -> Table:
-    table = _table("worker", "model", "role", "engine", "state", "requests", "blocks used", "cached", "of")
-    for column in table.columns[5:]:
+    # The heading names the one model there is; of several, each worker's says more than its engine.
+    what = "model" if len({worker.get("model") for worker in workers}) > 1 else "engine"
+    table = _table("worker", "role", what, "state", "requests", "blocks", "cached", "of")
+    # So that a terminal of 80 columns has room for the rest.
+    table.columns[2].max_width = 16
+    for column in table.columns[4:]:
         column.justify = "right"
     for worker in workers:
         state = _state(worker["state"])
@@ -75,9 +79,8 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
         counts = ("requests", "blocks_used", "blocks_cached", "blocks_total")
         table.add_row(
             worker.get("id", "?"),
-            worker.get("model", ""),
             worker.get("role", ""),
-            worker.get("engine", ""),
+            worker.get(what, ""),
             state,
             *(f"{worker[key]:,}" if key in worker else "" for key in counts),
         )
