@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import re
@@ -15,7 +16,7 @@ import openai
 import pytest
 from rich.console import Console
 
-from fixtures.mesh import Mesh, running, wait_for
+from fixtures.mesh import Mesh, running, wait_for, wait_until
 from kvmesh.cli.status_view import render
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(180)]
@@ -193,6 +194,18 @@ def test_a_batch_is_spread_over_the_workers_and_keeps_its_order(mesh: Mesh, clie
     shares = [mesh.workers()[name]["prompt_tokens_total"] for name in ("aggregated-1", "aggregated-2")]
     assert min(shares) > sum(shares) / 8
     wait_for(mesh.idle, 20, "the mesh to be idle")
+
+
+async def test_a_client_that_leaves_ends_its_batch_in_the_engine(mesh: Mesh) -> None:
+    body = {"model": "minilm", "input": ["word " * 200] * 400}
+    async with httpx.AsyncClient(timeout=60) as leaving:
+        asking = asyncio.create_task(leaving.post(f"{mesh.url}/v1/embeddings", json=body))
+        busy = lambda: mesh.workers()["aggregated-0"]["requests"] > 0  # noqa: E731
+        await wait_until(busy, 20, "the engine to be at work")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    await wait_until(mesh.idle, 20, "the mesh to be idle")
+    assert mesh.workers()["aggregated-0"]["prompt_tokens_total"] < 400 * 200
 
 
 def test_inputs_that_cannot_be_embedded_are_refused(client: openai.OpenAI) -> None:

@@ -146,6 +146,10 @@ def test_replaced_certificates_are_shown_without_a_restart(mesh: Mesh, authority
         wait_for(replaced, 20, f"{name} to show its new certificate")
     assert mesh.chat("Hello again")["choices"]
     assert {p["name"]: p["pid"] for p in mesh.status()["processes"]} == before
+    # Everybody comes back to a bus that starts anew, with what the files hold now.
+    mesh.kill("nats")
+    wait_for(lambda: mesh.pid("nats") not in (None, before["nats"]), 30, "the bus to be back")
+    wait_for(lambda: mesh.status()["router"]["bus_connected"], 30, "the router to be back on it")
     # What starts now meets processes that run with the new one.
     mesh.kill("decode-0")
 

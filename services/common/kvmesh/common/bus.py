@@ -145,6 +145,7 @@ class Bus:
     async def _connect(self, client: Client, closed: asyncio.Event) -> None:
         async def on_error(error: Exception) -> None:
             self._metrics.errors.inc()
+            self._refresh_certificate()
             if client.is_connected:
                 log.warning("bus error", error=str(error) or type(error).__name__)
             elif not self._reported_down:
@@ -153,6 +154,7 @@ class Bus:
 
         async def on_disconnect() -> None:
             self._metrics.connected.set(0)
+            self._refresh_certificate()
             self._drop_pending()
             log.warning("bus disconnected", url=self._url)
 
@@ -183,6 +185,11 @@ class Bus:
         # The server has seen the subscriptions before anyone acts on being connected.
         await client.flush()
         self._made()
+
+    def _refresh_certificate(self) -> None:
+        """Before another attempt: the library keeps the context, whose content may be replaced."""
+        if self._tls is not None:
+            self._tls.refresh()
 
     def _made(self) -> None:
         self._reported_down = False
