@@ -95,6 +95,9 @@ async def _calls(
     calls: list[Call] = []
     inputs = body.inputs()
     for number, given in enumerate(inputs):
+        if number % _AT_ONCE == 0:
+            # Short texts are tokenized without leaving the loop.
+            await asyncio.sleep(0)
         calls.append(
             gateway.call(
                 f"{request_id}-{number}" if number else request_id,
