@@ -81,7 +81,7 @@ async def test_leaving_cancels_the_answer(split: Split, client: AsyncClient) -> 
 
     def leave() -> None:
         with Client(split.front.grpc_address) as client, closing(client.chat(MESSAGES)) as pieces:
-            next(pieces)  # type: ignore[call-overload]
+            next(pieces)
 
     await asyncio.to_thread(leave)
     await eventually(lambda: split.front.idle(split.prefill, split.decode), 5, "nothing to be left")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -51,14 +51,14 @@ class Client:
 
     def chat(
         self, messages: Iterable[Message], *, model: str = "default", **fields: Any
-    ) -> Iterator[ChatResponse]:
+    ) -> Generator[ChatResponse, None, None]:
         """An answer as it comes; the last piece has `usage`. `fields` are ChatRequest's and SamplingParams',
         e.g. `max_new_tokens`, `temperature`, `stop`. Leaving the loop cancels the answer."""
         yield from self._stream(self._stub.Chat, chat_request(model, messages, fields))
 
     def complete(
         self, prompts: Input | Sequence[Input], *, model: str = "default", **fields: Any
-    ) -> Iterator[CompleteResponse]:
+    ) -> Generator[CompleteResponse, None, None]:
         """What goes on from one prompt, or from several, told apart by `index`; otherwise like `chat`."""
         yield from self._stream(self._stub.Complete, complete_request(model, prompts, fields))
 
@@ -75,7 +75,7 @@ class Client:
         with request_errors():
             return list(self._stub.ListModels(ListModelsRequest(), **self._call).models)
 
-    def _stream(self, method: Any, request: Any) -> Iterator[Any]:
+    def _stream(self, method: Any, request: Any) -> Generator[Any, None, None]:
         call = method(request, **self._call)
         try:
             with request_errors():
