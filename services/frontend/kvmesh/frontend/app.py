@@ -1,4 +1,4 @@
-"""The OpenAI gateway as an ASGI application: routes, and every failure in OpenAI's error shape."""
+"""The gateway as an ASGI application: routes, and every failure in the shape that a path's clients read."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.edge import Edge
-from kvmesh.frontend.failures import error_response
+from kvmesh.frontend.failures import failure
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.keep_alive import KeepAlive
-from kvmesh.frontend.routes import chat, completions, health, messages, models, responses, tokenize
+from kvmesh.frontend.routes import (
+    chat,
+    completions,
+    health,
+    messages,
+    models,
+    responses,
+    stored_chats,
+    tokenize,
+)
 from kvmesh.frontend.shortcut import Shortcut
 from kvmesh.frontend.tenants.gate import Gate
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -66,7 +75,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    for part in (chat, completions, messages, responses, tokenize, models, health):
+    for part in (chat, stored_chats, completions, messages, responses, tokenize, models, health):
         app.include_router(part.router)
     inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
     if gateway.tenants is not None and gateway.tenants.required:
@@ -90,7 +99,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KvmeshError)
-    return error_response(error)
+    return failure(request.scope, error)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -106,4 +115,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         known = KvmeshError(ErrorCode.ERROR_CODE_NOT_FOUND, f"there is no {method} {path}; see /docs")
     else:
         known = KvmeshError(ErrorCode.ERROR_CODE_INVALID_ARGUMENT, str(error.detail).lower())
-    return JSONResponse(known.to_openai(), error.status_code, error.headers)
+    response = failure(request.scope, known)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response

@@ -169,6 +169,7 @@ def _reading(body: ChatCompletionRequest, calls: _Calls, prompt: Sequence[int]) 
     reading = Reading(reasoning_format=model.reasoning_format)
     if functions:
         reading.tool_format, reading.functions = model.tool_format, functions
+        reading.one_call = body.parallel_tool_calls is False
     if model.reasoning_format is not None:
         begins = model.tokenizer.text.opens_reasoning(prompt[-_TAIL:], model.reasoning_format)
         reading.in_reasoning = False if calls.constrained else begins

@@ -8,6 +8,7 @@ import orjson
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
+from kvmesh.frontend.thoughts import unseal
 
 _REFUSED_BLOCKS = {
     "image": "the model takes no images",
@@ -36,6 +37,7 @@ class Block(Part):
     content: str | List[Part] | None = None
     is_error: bool | None = None
     thinking: str | None = None
+    signature: str | None = None
 
 
 class Turn(Body):
@@ -122,12 +124,16 @@ def _assistant(
             call = {"id": block.id, "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif block.type == "thinking":
-            message["reasoning_content"] = message.get("reasoning_content", "") + (block.thinking or "")
+            thought = block.thinking or unseal(block.signature or "")
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
         elif block.type != "redacted_thinking":
             text, before = _text(where, block), message["content"]
             message["content"] = text if before is None else before + _BETWEEN + text
-    if message["content"] is None and not message.get("tool_calls"):
+    if not blocks:
         raise invalid(f"{place}.content must not be empty", f"{place}.content")
+    if message["content"] is None and not message.get("tool_calls"):
+        # It has only thought.
+        message["content"] = ""
 
 
 def _check_answered(place: str, open_calls: set[str]) -> None:

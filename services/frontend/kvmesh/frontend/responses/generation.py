@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -42,7 +43,7 @@ class Generation:
         self._stored = body.stored()
         # Whether there is anybody to tell of a failure but by the status of the answer.
         self._tells = bool(body.stream) or self.background
-        self._output = Output()
+        self._output = Output(sealed=body.sealed())
         self._number = 0
         if self.background:
             self.response["status"] = "queued"
@@ -107,6 +108,8 @@ class Generation:
     def _end(self, status: str) -> None:
         self.response["status"] = status
         self.response["output"] = self._output.items
+        if status == "completed":
+            self.response["completed_at"] = int(time.time())
         if status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         session = self.answers.sessions[0] if self.answers.sessions else None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, KvmeshOptions, unsupported, validate
 from kvmesh.frontend.protocol.body import INT32_MAX, List
+from kvmesh.frontend.protocol.generation import Effort, Metadata, ServiceTier, UserId
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.protocol.sampling import MAX_TOP_LOGPROBS
 from kvmesh.frontend.responses.items import Item
 
 # Known fields that are not served.
-REFUSED = frozenset(("conversation", "prompt", "context_management"))
+REFUSED = frozenset(("conversation", "prompt", "context_management", "moderation"))
 # Chat's fields -> this API's, in errors.
 NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
@@ -25,11 +26,20 @@ NAMES = {
     "messages": "input",
 }
 _LOGPROBS = "message.output_text.logprobs"
-# Asks for what is never there.
-_EMPTY_INCLUDES = frozenset(("reasoning.encrypted_content",))
-
-Key = Annotated[str, Field(max_length=64)]
-Value = Annotated[str, Field(max_length=512)]
+_SEALED = "reasoning.encrypted_content"
+# What else can be asked for is of tools and inputs that are not served, so it is never there.
+_INCLUDES = frozenset(
+    (
+        _LOGPROBS,
+        _SEALED,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    )
+)
 
 
 class Format(Body):
@@ -46,8 +56,9 @@ class TextConfig(Body):
 
 
 class Reasoning(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    summary: str | None = None
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class Tool(Body):
@@ -140,14 +151,14 @@ class ResponsesRequest(InputTokensRequest):
     """answer at once, and go on; needs `store`"""
     max_output_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     include: List[str] | None = None
-    metadata: dict[Key, Value] | None = Field(default=None, max_length=16)
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    metadata: Metadata | None = None
+    service_tier: ServiceTier | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
-    safety_identifier: str | None = None
+    safety_identifier: UserId | None = None
     max_tool_calls: int | None = Field(default=None, ge=1)
     """of built-in tools, of which there are none"""
     kvmesh: KvmeshOptions = KvmeshOptions()
@@ -155,13 +166,19 @@ class ResponsesRequest(InputTokensRequest):
     def stored(self) -> bool:
         return self.store is not False
 
+    def sealed(self) -> bool:
+        """Whether reasoning is also sent in the form in which it can be given back unread."""
+        return _SEALED in (self.include or ())
+
     def check(self) -> None:
         super().check()
         if self.background and not self.stored():
             raise invalid("background needs store not to be false", "background")
         for name in self.include or ():
-            if name != _LOGPROBS and name not in _EMPTY_INCLUDES:
-                raise unsupported("include", f"{name!r} is not supported; remove it")
+            if name not in _INCLUDES:
+                raise invalid(f"include must hold what can be included, not {name[:64]!r}", "include")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options is only allowed when stream is true", "stream_options")
 
     def _chat_fields(self) -> dict[str, Any]:
         return {

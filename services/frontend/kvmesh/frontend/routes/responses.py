@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,6 +16,7 @@ from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesReque
 from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.routes.body import read_body
+from kvmesh.frontend.routes.paging import paging
 from kvmesh.frontend.routes.schema import body_schema
 
 router = APIRouter()
@@ -104,29 +103,4 @@ async def list_input_items(request: Request, id: str) -> Response:
     """The items of a stored response's own input, the last one first unless `order` is asc."""
     gateway: Gateway = request.app.state.gateway
     kept = await gateway.kept.get(gateway.owner(), id)
-    limit, order, after = _page(request)
-    items = kept.items if order == "asc" else kept.items[::-1]
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise invalid(f"after names {after!r}, which is not an item of this response", "after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    listed: dict[str, Any] = {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > len(page),
-    }
-    return JSONResponse(listed)
-
-
-def _page(request: Request) -> tuple[int, str, str | None]:
-    query = request.query_params
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not limit.isdecimal() or not 1 <= int(limit) <= 100:
-        raise invalid("limit must be from 1 to 100", "limit")
-    if order not in ("asc", "desc"):
-        raise invalid("order must be asc or desc", "order")
-    return int(limit), order, query.get("after")
+    return JSONResponse(paging(request, "desc").cut(kept.items))
