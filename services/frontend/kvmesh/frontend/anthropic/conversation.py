@@ -56,30 +56,25 @@ def chat_messages(system: str, turns: list[Turn]) -> list[dict[str, Any]]:
     that answer no call of the turn before."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     open_calls: set[str] = set()
-    role = ""
     for i, turn in enumerate(turns):
         place = f"messages[{i}]"
         content = turn.content
         blocks = [Block(type="text", text=content)] if isinstance(content, str) else content
+        if not blocks:
+            raise invalid(f"{place}.content must not be empty", f"{place}.content")
         if turn.role == "system":
             messages.append({"role": "system", "content": system_text(blocks)})
         elif turn.role == "user":
-            _user(place, blocks, messages, open_calls, goes_on=role == "user")
+            _user(place, blocks, messages, open_calls)
         else:
             _check_answered(place, open_calls)
-            _assistant(place, blocks, messages, open_calls, goes_on=role == "assistant")
-        role = turn.role
+            _assistant(place, blocks, messages, open_calls)
     _check_answered(f"messages[{len(turns) - 1}]", open_calls)
     return messages
 
 
 def _user(
-    place: str,
-    blocks: list[Block],
-    messages: list[dict[str, Any]],
-    open_calls: set[str],
-    *,
-    goes_on: bool,
+    place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]
 ) -> None:
     for j, block in enumerate(blocks):
         where = f"{place}.content[{j}]"
@@ -92,26 +87,19 @@ def _user(
             open_calls.discard(block.tool_use_id)
             result = _result(where, block)
             messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": result})
-            goes_on = False
             continue
         text = _text(where, block)
-        if goes_on:
+        if _speaks(messages, "user"):
             messages[-1]["content"] += _BETWEEN + text
         else:
             messages.append({"role": "user", "content": text})
-        goes_on = messages[-1]["role"] == "user"
     _check_answered(place, open_calls)
 
 
 def _assistant(
-    place: str,
-    blocks: list[Block],
-    messages: list[dict[str, Any]],
-    open_calls: set[str],
-    *,
-    goes_on: bool,
+    place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]
 ) -> None:
-    if not goes_on:
+    if not _speaks(messages, "assistant"):
         messages.append({"role": "assistant", "content": None})
     message = messages[-1]
     for j, block in enumerate(blocks):
@@ -129,11 +117,13 @@ def _assistant(
         elif block.type != "redacted_thinking":
             text, before = _text(where, block), message["content"]
             message["content"] = text if before is None else before + _BETWEEN + text
-    if not blocks:
-        raise invalid(f"{place}.content must not be empty", f"{place}.content")
     if message["content"] is None and not message.get("tool_calls"):
         # It has only thought.
         message["content"] = ""
+
+
+def _speaks(messages: list[dict[str, Any]], role: str) -> bool:
+    return bool(messages) and messages[-1]["role"] == role
 
 
 def _check_answered(place: str, open_calls: set[str]) -> None:

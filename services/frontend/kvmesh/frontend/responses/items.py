@@ -39,11 +39,11 @@ class Item(Body):
     encrypted_content: str | None = None
 
 
-def checked_items(given: str | list[Item]) -> list[dict[str, Any]]:
+def checked_items(given: str | list[Item] | None) -> list[dict[str, Any]]:
     """As they are kept and listed: all fields spelled out. Raises KvmeshError for what is not served."""
     if isinstance(given, str):
         given = [Item(role="user", content=given)]
-    return [_checked(f"input[{i}]", item) for i, item in enumerate(given)]
+    return [_checked(f"input[{i}]", item) for i, item in enumerate(given or ())]
 
 
 def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

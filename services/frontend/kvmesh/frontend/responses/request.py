@@ -85,7 +85,8 @@ class InputTokensRequest(Body):
     """Of the prompt that a response would be given."""
 
     model: str = Field(min_length=1)
-    input: str | List[Item]
+    input: str | List[Item] | None = None
+    """may be absent where a previous response is gone on with"""
     instructions: str | None = None
     previous_response_id: str | None = None
     text: TextConfig | None = None
@@ -100,7 +101,9 @@ class InputTokensRequest(Body):
         for name in REFUSED:
             if (self.model_extra or {}).get(name) is not None:
                 raise unsupported(name, "is not supported; remove it")
-        if not self.input:
+        if self.input is None and not self.previous_response_id:
+            raise invalid("input is required, or previous_response_id", "input")
+        if self.input is not None and not self.input:
             raise invalid("input must not be empty", "input")
 
     def chat(self, messages: list[dict[str, Any]]) -> ChatCompletionRequest:

@@ -55,7 +55,6 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": body.truncation or "disabled",
-        "usage": None,
         **({"user": body.user} if body.user is not None else {}),
     }
 

@@ -9,6 +9,12 @@ from starlette.requests import Request
 from kvmesh.common.errors import invalid
 
 _MOST = 100
+# What `paging` reads, for the description of a route.
+PAGING: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": _MOST, "default": 20},
+    "order": {"type": "string", "enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
 
 
 class Paging(NamedTuple):

@@ -16,8 +16,8 @@ from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesReque
 from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.routes.body import read_body
-from kvmesh.frontend.routes.paging import paging
-from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.routes.paging import PAGING, paging
+from kvmesh.frontend.routes.schema import body_schema, query_schema
 
 router = APIRouter()
 
@@ -51,7 +51,10 @@ async def count_input_tokens(request: Request) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 
-@router.get("/v1/responses/{id}")
+@router.get(
+    "/v1/responses/{id}",
+    openapi_extra=query_schema(stream={"type": "boolean"}, starting_after={"type": "integer"}),
+)
 async def get_response(request: Request, id: str) -> Response:
     """A stored response; with `stream`, the events of one that is generated in the background."""
     gateway: Gateway = request.app.state.gateway
@@ -98,7 +101,7 @@ async def cancel_response(request: Request, id: str) -> Response:
     return JSONResponse((await gateway.kept.get(owner, id)).response)
 
 
-@router.get("/v1/responses/{id}/input_items")
+@router.get("/v1/responses/{id}/input_items", openapi_extra=query_schema(**PAGING))
 async def list_input_items(request: Request, id: str) -> Response:
     """The items of a stored response's own input, the last one first unless `order` is asc."""
     gateway: Gateway = request.app.state.gateway

@@ -13,8 +13,8 @@ from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.protocol import Body, parse
 from kvmesh.frontend.protocol.generation import Metadata
 from kvmesh.frontend.routes.body import read_body
-from kvmesh.frontend.routes.paging import listed, paging
-from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.routes.paging import PAGING, listed, paging
+from kvmesh.frontend.routes.schema import body_schema, query_schema
 
 router = APIRouter()
 
@@ -27,7 +27,7 @@ class UpdateRequest(Body):
     metadata: Metadata | None
 
 
-@router.get("/v1/chat/completions")
+@router.get("/v1/chat/completions", openapi_extra=query_schema(**PAGING, model={"type": "string"}))
 async def list_chat_completions(request: Request) -> Response:
     """Stored chat completions, the oldest first unless `order` is desc; by `model` and `metadata[NAME]`."""
     gateway: Gateway = request.app.state.gateway
@@ -63,7 +63,7 @@ async def delete_chat_completion(request: Request, id: str) -> Response:
     return JSONResponse({"object": "chat.completion.deleted", "id": id, "deleted": True})
 
 
-@router.get("/v1/chat/completions/{id}/messages")
+@router.get("/v1/chat/completions/{id}/messages", openapi_extra=query_schema(**PAGING))
 async def list_chat_messages(request: Request, id: str) -> Response:
     """The messages that a stored chat completion answers, the first one first unless `order` is desc."""
     gateway: Gateway = request.app.state.gateway
