@@ -20,6 +20,7 @@ CALLS = (
 THOUGHT = "<think>\nThe user wants 🗼.\n</think>\n\n"
 ANSWER = THOUGHT + "Let me see.\n" + CALLS
 
+
 def the_only_model(split: Split) -> Model:
     (model,) = split.front.models.usable()
     return model

@@ -28,7 +28,7 @@ def prompt(split: Split, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(list(split.decode.received[-1].token_ids), skip_special_tokens=False)
 
 
-async def message_of(split: Split, *, stream: bool = False, **fields: Any) -> anthropic.types.Message:
+async def message_of(split: Split, *, stream: bool = False, **fields: Any) -> Any:
     asked: Any = {"model": "default", "max_tokens": 200, "messages": HELLO, "tools": MESSAGES_TOOLS, **fields}
     async with anthropic.AsyncAnthropic(base_url=split.front.url, api_key="none", max_retries=0) as client:
         if not stream:
@@ -165,4 +165,7 @@ async def test_reasoning_that_length_cuts(serve: Serve) -> None:
         (item,) = response.output
         assert (response.status, item.type, item.status) == ("incomplete", "reasoning", "incomplete")
         message = await message_of(split, max_tokens=5, thinking=ENABLED)
-        assert ([block.type for block in message.content], message.stop_reason) == (["thinking"], "max_tokens")
+        assert ([block.type for block in message.content], message.stop_reason) == (
+            ["thinking"],
+            "max_tokens",
+        )

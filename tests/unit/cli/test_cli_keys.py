@@ -121,16 +121,27 @@ def test_rotating_replaces_the_text_and_keeps_the_rest(cli: Cli) -> None:
 
 def test_an_update_changes_what_is_named_and_nothing_else(cli: Cli) -> None:
     made = json.loads(
-        cli.ok("keys", "create", "--tenant", "acme", "--rpm", "60", "--tpm", "500", "--model", "smol", "--json")
+        cli.ok(
+            "keys", "create", "--tenant", "acme", "--rpm", "60", "--tpm", "500", "--model", "smol", "--json"
+        )
     )
-    said = cli.run("keys", "update", made["id"], "--requests-per-minute", "90", "--tpm", "0", "--expires", "1h")
+    said = cli.run(
+        "keys", "update", made["id"], "--requests-per-minute", "90", "--tpm", "0", "--expires", "1h"
+    )
     assert "90 requests/min" in said.stderr
     assert "tokens/min" not in said.stderr
     key = cli.stored(made["id"])
-    assert (key.tenant, key.models, key.requests_per_minute, key.tokens_per_minute) == ("acme", ("smol",), 90, 0)
+    assert (key.tenant, key.models, key.requests_per_minute, key.tokens_per_minute) == (
+        "acme",
+        ("smol",),
+        90,
+        0,
+    )
     assert key.expires > time.time()
     assert cli.opens(made["key"]) == ["acme"]
-    changed = json.loads(cli.ok("keys", "update", made["key"], "--all-models", "--expires", "never", "--json"))
+    changed = json.loads(
+        cli.ok("keys", "update", made["key"], "--all-models", "--expires", "never", "--json")
+    )
     assert (changed["models"], changed["expires"], changed["requests_per_minute"]) == ([], 0, 90)
     for refused in ((), ("--model", "smol", "--all-models"), ("--name", "x" * 200)):
         assert isinstance(cli.run("keys", "update", made["id"], *refused).exception, KvmeshError)

@@ -54,7 +54,9 @@ def documented() -> dict[str, dict[str, str]]:
     return page
 
 
-@pytest.mark.parametrize(("section", "kind"), [("Tokenize", TokenizeRequest), ("Detokenize", DetokenizeRequest)])
+@pytest.mark.parametrize(
+    ("section", "kind"), [("Tokenize", TokenizeRequest), ("Detokenize", DetokenizeRequest)]
+)
 def test_api_page_lists_every_field_of_tokens(section: str, kind: type[BaseModel]) -> None:
     assert documented()[section].keys() == kind.model_fields.keys()
 

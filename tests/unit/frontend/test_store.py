@@ -135,7 +135,9 @@ async def test_labels_find_records_and_go_with_them(store: SqliteStore, clock: C
         labels = {"x": str(i % 2), "y": "1"}
         await store.put(Record(KIND, id, "you" if id == "d" else "me", b".", created=float(i), labels=labels))
 
-    async def found(labels: dict[str, str], after: str = "", limit: int = 9, newest_first: bool = False) -> str:
+    async def found(
+        labels: dict[str, str], after: str = "", limit: int = 9, newest_first: bool = False
+    ) -> str:
         page = await store.page(KIND, "me", labels, after, limit, newest_first=newest_first)
         return "".join(record.id for record in page.records) + ("+" if page.more else "")
 

@@ -42,9 +42,7 @@ def _limit(words: str, *names: str) -> Any:
 _RPM = _limit("Requests a minute", "--rpm", "--requests-per-minute")
 _TPM = _limit("Prompt and output tokens a minute", "--tpm", "--tokens-per-minute")
 _CONCURRENCY = _limit("Requests at once", "--concurrency")
-_MONTHLY = _limit(
-    "Prompt and output tokens a calendar month, UTC", "--monthly-tokens", "--tokens-per-month"
-)
+_MONTHLY = _limit("Prompt and output tokens a calendar month, UTC", "--monthly-tokens", "--tokens-per-month")
 
 
 @app.command()

@@ -38,6 +38,7 @@ _ENDPOINTS = frozenset(
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/responses",
+        "/v1/responses/compact",
         "/v1/responses/input_tokens",
         "/health",
         "/ready",
@@ -49,6 +50,7 @@ _LOADED = {
     "/v1/completions": completions.create_completion,
     "/v1/messages": messages.create_message,
     "/v1/responses": responses.create_response,
+    "/v1/responses/compact": responses.compact_conversation,
 }
 # Headers that pages of other origins may read.
 _EXPOSED = (

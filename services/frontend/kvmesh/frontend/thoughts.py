@@ -1,7 +1,7 @@
-"""What a model has thought, in the opaque strings that clients keep and give back with a conversation.
+"""What a model has thought or noted, in the opaque strings that clients give back with a conversation.
 
-Nothing is secret in them: whoever holds one may know the thoughts. They are for clients that carry a conversation
-without showing its reasoning.
+Nothing is secret in them: whoever holds one may know what it says. They are for clients that carry a
+conversation without showing all of it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def seal(text: str) -> str:
     return base64.b64encode(_MARK + zlib.compress(text.encode())).decode()
 
 
-def unseal(sealed: str) -> str:
-    """The thoughts; empty for what was not made by `seal`."""
+def unseal(sealed: str) -> str | None:
+    """The thoughts; None for what was not made by `seal`."""
     try:
         data = base64.b64decode(sealed, validate=True)
         if not data.startswith(_MARK):
-            return ""
+            return None
         return zlib.decompressobj().decompress(data[len(_MARK) :], _LONGEST).decode()
     except (ValueError, zlib.error):
-        return ""
+        return None

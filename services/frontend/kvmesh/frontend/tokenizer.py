@@ -95,7 +95,7 @@ class Tokenizer:
 
 
 def _with_short_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ids that other models or constrained calls were given, as this template takes them; equal ones stay equal."""
+    """Ids that other models or constrained calls were given, as this template takes them."""
     shortened = []
     for message in messages:
         turn = dict(message)

@@ -73,9 +73,7 @@ def chat_messages(system: str, turns: list[Turn]) -> list[dict[str, Any]]:
     return messages
 
 
-def _user(
-    place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]
-) -> None:
+def _user(place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]) -> None:
     for j, block in enumerate(blocks):
         where = f"{place}.content[{j}]"
         if block.type == "tool_result":
@@ -96,9 +94,7 @@ def _user(
     _check_answered(place, open_calls)
 
 
-def _assistant(
-    place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]
-) -> None:
+def _assistant(place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]) -> None:
     if not _speaks(messages, "assistant"):
         messages.append({"role": "assistant", "content": None})
     message = messages[-1]
@@ -112,7 +108,7 @@ def _assistant(
             call = {"id": block.id, "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif block.type == "thinking":
-            thought = block.thinking or unseal(block.signature or "")
+            thought = block.thinking or unseal(block.signature or "") or ""
             message["reasoning_content"] = message.get("reasoning_content", "") + thought
         elif block.type != "redacted_thinking":
             text, before = _text(where, block), message["content"]

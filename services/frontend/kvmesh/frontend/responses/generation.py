@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from kvmesh.common import telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.explain import explanation_json
@@ -87,6 +88,14 @@ class Generation:
                 raise
             await self.fail(error)
         yield self._snapshot(self.response["status"])
+
+    async def result(self) -> dict[str, Any]:
+        """The response, when it has ended. Raises KvmeshError."""
+        with telemetry.span("generate", request_id=self.answers.call.request_id):
+            async with aclosing(self.events()) as events:
+                async for _ in events:
+                    pass
+        return self.response
 
     async def cancel(self) -> None:
         """After `events` was broken off for good; what had ended stays as it is."""

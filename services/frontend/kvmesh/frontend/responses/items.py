@@ -15,6 +15,8 @@ _REFUSED_PARTS = {
     "input_file": "the model takes no files",
     "input_audio": "the model takes no audio",
 }
+# Before the notes that stand for a conversation.
+_NOTES = "My notes on our conversation so far:\n"
 _TEXTS = frozenset(("input_text", "output_text", "text"))
 
 
@@ -47,8 +49,8 @@ def checked_items(given: str | list[Item] | None) -> list[dict[str, Any]]:
 
 
 def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`items`: checked, or an answer's own. Calls belong to the assistant's message before them, and what it has
-    thought to the one after."""
+    """`items`: checked, or an answer's own. Calls belong to the assistant's message before them, and what it
+    has thought to the one after."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     speaks, thought = False, ""
     for item in items:
@@ -67,6 +69,11 @@ def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[di
             function = {"name": item["name"], "arguments": item["arguments"]}
             call = {"id": item["call_id"], "type": "function", "function": function}
             messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "compaction":
+            messages.append(
+                {"role": "assistant", "content": _NOTES + (unseal(item["encrypted_content"]) or "")}
+            )
+            speaks = False
         elif kind == "function_call_output":
             output = item["output"]
             text = output if isinstance(output, str) else "".join(map(_spelled, output))
@@ -107,6 +114,11 @@ def _checked(place: str, item: Item) -> dict[str, Any]:
         return {**identity, "status": "completed", "output": output}
     if kind == "reasoning":
         return _reasoning(place, item)
+    if kind == "compaction":
+        where = f"{place}.encrypted_content"
+        if unseal(item.encrypted_content or "") is None:
+            raise invalid(f"{where} must be as /v1/responses/compact has answered it", where)
+        return {"id": item.id or new_id("cmp"), "type": kind, "encrypted_content": item.encrypted_content}
     raise unsupported(f"{place}.type", f"{kind!r} is not supported; use messages and function calls")
 
 
@@ -128,7 +140,7 @@ def _reasoning(place: str, item: Item) -> dict[str, Any]:
 def _thought(item: dict[str, Any]) -> str:
     """Templates know which of a conversation's thoughts the model is shown again."""
     written = "".join(part["text"] for part in item.get("content") or ())
-    return written or unseal(item.get("encrypted_content") or "")
+    return written or unseal(item.get("encrypted_content") or "") or ""
 
 
 def _parts(place: str, content: str | list[Part] | None, written: str) -> list[dict[str, Any]]:

@@ -81,20 +81,14 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class InputTokensRequest(Body):
-    """Of the prompt that a response would be given."""
+class ConversationRequest(Body):
+    """Of a conversation, which may have begun with responses that are stored."""
 
     model: str = Field(min_length=1)
     input: str | List[Item] | None = None
     """may be absent where a previous response is gone on with"""
     instructions: str | None = None
     previous_response_id: str | None = None
-    text: TextConfig | None = None
-    tools: List[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning: Reasoning | None = None
-    truncation: Literal["auto", "disabled"] | None = None
 
     def check(self) -> None:
         """Raise KvmeshError for what is not served."""
@@ -117,9 +111,23 @@ class InputTokensRequest(Body):
         return [name for name in self.model_extra or {} if name not in REFUSED]
 
     def _chat_fields(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+
+class InputTokensRequest(ConversationRequest):
+    """Of the prompt that a response would be given."""
+
+    text: TextConfig | None = None
+    tools: List[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+
+    def _chat_fields(self) -> dict[str, Any]:
         text, reasoning = self.text or TextConfig(), self.reasoning or Reasoning()
         return {
-            "model": self.model,
+            **super()._chat_fields(),
             "tools": [_tool(f"tools[{i}]", tool) for i, tool in enumerate(self.tools or ())] or None,
             "tool_choice": self._choice(),
             "parallel_tool_calls": self.parallel_tool_calls,

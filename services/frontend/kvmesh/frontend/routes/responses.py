@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +12,8 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.protocol import parse
 from kvmesh.frontend.responses.answer import EventsResponse, WholeResponse
-from kvmesh.frontend.responses.prepare import count, prepare
+from kvmesh.frontend.responses.compaction import CompactRequest
+from kvmesh.frontend.responses.prepare import count, prepare, prepare_compaction
 from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesRequest
 from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.routes.answer import ignored_header
@@ -39,7 +41,18 @@ async def create_response(request: Request) -> Response:
         return JSONResponse(generation.response, headers=headers)
     if body.stream:
         return EventsResponse(generation.events(), ignored)
-    return WholeResponse(generation, ignored)
+    return WholeResponse(generation.result(), request.state.request_id, ignored)
+
+
+@router.post("/v1/responses/compact", openapi_extra=body_schema(CompactRequest))
+async def compact_conversation(request: Request) -> Response:
+    """A conversation made shorter, to be given as the input of its next response."""
+    received = time.monotonic()
+    gateway: Gateway = request.app.state.gateway
+    body, _ = parse(CompactRequest, await read_body(request, gateway.config.max_body_bytes))
+    request_id: str = request.state.request_id
+    compaction = await prepare_compaction(gateway, body, request_id, gateway.owner(), received=received)
+    return WholeResponse(compaction.result(), request_id, body.ignored())
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=body_schema(InputTokensRequest))

@@ -1,4 +1,4 @@
-"""Bodies and queries in the served OpenAPI description; FastAPI does not see them, as the routes parse them."""
+"""Bodies and queries in the served OpenAPI description; FastAPI does not see them: the routes parse them."""
 
 from __future__ import annotations
 

@@ -141,7 +141,9 @@ class SqliteStore:
                 )
                 values += label
             if after:
-                start = db.execute(f"SELECT created, id FROM records {place} AND id = ?", (kind, owner, after))
+                start = db.execute(
+                    f"SELECT created, id FROM records {place} AND id = ?", (kind, owner, after)
+                )
                 begin = start.fetchone()
                 if begin is None:
                     raise KvmeshError(ErrorCode.ERROR_CODE_NOT_FOUND, f"there is no {after!r}", param="after")
