@@ -51,6 +51,13 @@ class Gateway:
         await self.runs.ended()
         await self._store.close()
 
+    def cache_scope(self, tenant: str = "") -> str:
+        """Begins the names of what the current request may share with others; `tenant` is its client's wish.
+
+        Raises KvmeshError(PERMISSION_DENIED) for a tenant that is not its key's.
+        """
+        return "" if self._share_cache else cache_salt_of(tenant_of(CALLER.get(), tenant))
+
     def call(
         self,
         request_id: str,

@@ -65,11 +65,13 @@ class Tokenizer:
         """The text of token ids; bytes that are no UTF-8 are replaced."""
         return await _run(len(token_ids), partial(self.text.decode, token_ids, skip_special))
 
-    async def encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
+    async def encode_chat(
+        self, messages: list[dict[str, Any]], template_args: dict[str, Any], scope: str
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins or goes on.
 
         `template_args`: `tools`, `add_generation_prompt`, `continue_final_message`, and what else the
-        template is to see.
+        template is to see. What was met in the same `scope` before is not tokenized again; no other can tell.
 
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
         UNSUPPORTED when the model has no template.
@@ -87,7 +89,8 @@ class Tokenizer:
             messages = _with_short_ids(messages)
         try:
             spoken, offered = orjson.dumps(messages), orjson.dumps(tools) if tools else None
-            encode = partial(self.text.encode_chat, spoken, offered, orjson.dumps(args), begin, go_on)
+            written = (spoken, offered, orjson.dumps(args))
+            encode = partial(self.text.encode_chat, *written, begin, go_on, scope)
             return await _run(len(spoken) + len(offered or b""), encode)
         # A TypeError is of values that are nested too deep to be written.
         except (TypeError, ValueError) as error:

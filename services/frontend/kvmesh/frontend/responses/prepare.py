@@ -54,7 +54,11 @@ async def count(gateway: Gateway, body: InputTokensRequest, owner: str) -> int:
     with renamed(NAMES):
         chat.check()
         model = gateway.model(chat.model)
-        return len(await model.tokenizer.encode_chat(chat.conversation(), chat.template_args()))
+        return len(
+            await model.tokenizer.encode_chat(
+                chat.conversation(), chat.template_args(), gateway.cache_scope()
+            )
+        )
 
 
 async def with_history(

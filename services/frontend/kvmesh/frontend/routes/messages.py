@@ -42,5 +42,7 @@ async def count_tokens(request: Request) -> Response:
     with renamed(NAMES):
         chat.check()
         model = gateway.model(chat.model)
-        prompt = await model.tokenizer.encode_chat(chat.conversation(), chat.template_args())
+        prompt = await model.tokenizer.encode_chat(
+            chat.conversation(), chat.template_args(), gateway.cache_scope()
+        )
     return JSONResponse({"input_tokens": len(prompt)})
