@@ -91,7 +91,7 @@ def test_sglang_and_the_store_share_within_a_tenant_only(small_mesh: Mesh) -> No
 @pytest.mark.sglang
 @pytest.mark.timeout(600)
 def test_a_prompt_that_another_tenant_has_sent_is_as_much_work_as_a_new_one(
-    small_mesh: Mesh, record_property: Callable[[str, object], None]
+    small_mesh: Mesh, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     """What engines compute is compared; how long it took is reported (`--junitxml`)."""
     (worker,) = small_mesh.workers().values()
@@ -113,4 +113,4 @@ def test_a_prompt_that_another_tenant_has_sent_is_as_much_work_as_a_new_one(
     faster = [stranger < new for stranger in ttft["stranger"] for new in ttft["new"]]
     report = {name: round(median(values), 1) for name, values in ttft.items()}
     report["stranger faster than new"] = round(sum(faster) / len(faster), 2)
-    record_property("ttft_ms", report)
+    record_testsuite_property("ttft_ms", report)
