@@ -19,7 +19,7 @@ from fixtures.frontend import MODEL, Split
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
 # Of each operation, the same in every run. What is wrong takes long to be made up, and is refused early.
-EXAMPLES = {GenerationMode.POSITIVE: 15, GenerationMode.NEGATIVE: 6}
+EXAMPLES = {GenerationMode.POSITIVE: 10, GenerationMode.NEGATIVE: 4}
 # Of a body's fields, beside those that it must have: many together exclude each other, and get no further.
 FIELDS = 4
 KNOWN = {"model": MODEL, "stream": True}
