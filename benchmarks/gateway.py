@@ -6,12 +6,14 @@ that of frontend and router (Dynamo's router is part of its frontend). Dynamo ru
 starts it without etcd: file discovery, KV router, its SGLang mocker at speed-up 0; both in turn, the other
 one stopped. On ours every default is on: KV events, learned costs, admission, metrics. Goals: CPU <= 0.35
 ms (1 out) and <= 0.6 ms (16 out) a request and >= 1.3x Dynamo's requests a second at 128 streams; p99 ITL
-not worse; <= 40 KiB a live stream; 10,000 idle connections held.
+not worse; <= 40 KiB a live stream; 10,000 idle connections held. The text of a growing conversation's last
+turn, rendered and tokenized, stands beside the same tokenized whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -29,6 +31,7 @@ import psutil
 
 from harness import Cell, Mesh, Report, cpu_seconds, main, mesh, say
 from kvmesh.common.config import load_config
+from kvmesh.core import TextModel
 from kvmesh.engine.model import resolve_model
 from load_client import Load, drive
 from peers import environment
@@ -38,6 +41,7 @@ STREAMS = (1, 32, 128, 512)
 OUT = (1, 16)
 WORKERS = 4
 IDLE = 10_000
+TURNS = 16
 DYNAMO = "1.6.1"
 NEEDS = [
     "pydantic",
@@ -231,7 +235,38 @@ async def live_memory(side: Side, streams: int) -> float:
     return max(0, highest - before) / 1024 / streams
 
 
+def add_conversation(report: Report, calls: int) -> None:
+    """A prompt of a conversation whose earlier turns have been prompts before."""
+    model = TextModel(resolve_model(load_config()).path)
+    said = "They walked through the old town, asked the way twice, and found the house with 12 green doors. "
+    messages: list[dict[str, str]] = []
+    tokens: list[int] = []
+    times: dict[str, list[float]] = {"ours": [], "whole": []}
+    for turn in range(TURNS):
+        messages.append({"role": "user", "content": f"Turn {turn}: " + said * 25})
+        written = json.dumps(messages).encode()
+        if turn == TURNS - 1:
+            # What a frontend does once for each prompt, with a last turn that is new every time.
+            for call in range(calls):
+                messages[-1]["content"] = f"{call}: " + said * 25
+                written = json.dumps(messages).encode()
+                begun = time.perf_counter()
+                tokens = model.encode_chat(written)
+                between = time.perf_counter()
+                whole = model.encode(model.render(written))
+                times["ours"].append((between - begun) * 1e3)
+                times["whole"].append((time.perf_counter() - between) * 1e3)
+                assert tokens == whole
+        model.encode_chat(written)
+        messages.append({"role": "assistant", "content": f"Answer {turn}: " + said * 5})
+    ours, whole = (statistics.median(times[name]) for name in ("ours", "whole"))
+    peers = {"tokenized whole": whole}
+    note = f"{len(tokens):,} tokens"
+    report.add(Cell(f"prompt of a conversation's turn {TURNS}", "ms", "lower", ours, peers, note=note))
+
+
 async def run(report: Report, quick: bool) -> None:
+    add_conversation(report, 20 if quick else 200)
     rounds, seconds = (1, 3.0) if quick else (3, 10.0)
     seen: dict[str, list[dict[Key, dict[str, float]]]] = {"ours": [], "dynamo": []}
     memory: dict[str, float] = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import Random
+from statistics import median
 from typing import Any
 
 import httpx
@@ -83,3 +86,31 @@ def test_sglang_and_the_store_share_within_a_tenant_only(small_mesh: Mesh) -> No
     assert cached(nobody) == 0
     assert expected(nobody) == 0
     assert mesh.command("index", "verify", check=False).returncode == 0
+
+
+@pytest.mark.sglang
+@pytest.mark.timeout(600)
+def test_a_prompt_that_another_tenant_has_sent_is_as_much_work_as_a_new_one(
+    small_mesh: Mesh, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    """What engines compute is compared; how long it took is reported (`--junitxml`)."""
+    (worker,) = small_mesh.workers().values()
+    random, page = Random(7), worker["page_size"]
+    ttft: dict[str, list[float]] = {"own": [], "stranger": [], "new": []}
+    for _ in range(5):
+        prompt, other = ([random.randrange(3_000, 40_000) for _ in range(20 * page + 5)] for _ in range(2))
+        complete(small_mesh, prompt, "acme")
+        answers = {
+            "own": complete(small_mesh, prompt, "acme"),
+            "stranger": complete(small_mesh, prompt, "rival"),
+            "new": complete(small_mesh, other, "rival"),
+        }
+        computed = {name: len(prompt) - cached(answer) for name, answer in answers.items()}
+        assert computed["own"] <= page + 5
+        assert computed["stranger"] == computed["new"] == len(prompt)
+        for name, answer in answers.items():
+            ttft[name].append(answer["kvmesh"]["timing_ms"]["ttft"])
+    faster = [stranger < new for stranger in ttft["stranger"] for new in ttft["new"]]
+    report = {name: round(median(values), 1) for name, values in ttft.items()}
+    report["stranger faster than new"] = round(sum(faster) / len(faster), 2)
+    record_testsuite_property("ttft_ms", report)

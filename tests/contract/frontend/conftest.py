@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.frontend import ANSWER, EOS, Split, frontend, make, model_path
+from fixtures.frontend import ANSWER, EOS, Serve, Split, frontend, make, model_path
 from fixtures.scripted_worker import ROLE_DECODE, ROLE_PREFILL
+from fixtures.text import TEMPLATES, checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,25 @@ async def split(answer_ids: list[int]) -> AsyncIterator[Split]:
         yield Split(front, prefill, decode)
         await prefill.kill()
         await decode.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, tokenizer: Tokenizer) -> Serve:
+    @asynccontextmanager
+    async def serving(answer: str, template: str = "qwen", **model: Any) -> AsyncIterator[Split]:
+        """A frontend whose model, with this template, answers so."""
+        path = checkpoint(tmp_path / template, TEMPLATES[template])
+        ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, EOS]
+        async with frontend() as front:
+            prefill = make(ROLE_PREFILL, ids, path=str(path), **model)
+            decode = make(ROLE_DECODE, ids, path=str(path), **model)
+            await front.join(prefill, decode)
+            split = Split(front, prefill, decode)
+            try:
+                yield split
+                await split.idle()
+            finally:
+                await prefill.kill()
+                await decode.kill()
+
+    return serving

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.frontend import EOS, Split, chunks_of, frontend, make
-from fixtures.scripted_worker import ROLE_DECODE, ROLE_PREFILL
-from fixtures.text import TEMPLATES, TOOLS, checkpoint
+from fixtures.frontend import Serve, Split, chunks_of, endless
+from fixtures.text import TOOLS
 from kvmesh.frontend.models import Model
 from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest, Tool
 
@@ -23,30 +19,6 @@ CALLS = (
 )
 THOUGHT = "<think>\nThe user wants 🗼.\n</think>\n\n"
 ANSWER = THOUGHT + "Let me see.\n" + CALLS
-
-Serve = Callable[..., AbstractAsyncContextManager[Split]]
-
-
-@pytest.fixture
-def serve(tmp_path: Path, tokenizer: Tokenizer) -> Serve:
-    @asynccontextmanager
-    async def serving(answer: str, template: str = "qwen", **model: Any) -> AsyncIterator[Split]:
-        """A frontend whose model, with this template, answers so."""
-        path = checkpoint(tmp_path / template, TEMPLATES[template])
-        ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, EOS]
-        async with frontend() as front:
-            prefill = make(ROLE_PREFILL, ids, path=str(path), **model)
-            decode = make(ROLE_DECODE, ids, path=str(path), **model)
-            await front.join(prefill, decode)
-            split = Split(front, prefill, decode)
-            try:
-                yield split
-                await split.idle()
-            finally:
-                await prefill.kill()
-                await decode.kill()
-
-    return serving
 
 
 def the_only_model(split: Split) -> Model:
@@ -217,3 +189,39 @@ async def test_calls_go_back_to_the_template_as_objects(serve: Serve, tokenizer:
     # As the model wrote it.
     assert ANSWER in prompt
     assert json.dumps({"city": "Tōkyō"}, ensure_ascii=False) in prompt
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_one_call_where_no_more_are_wanted(serve: Serve, stream: bool) -> None:
+    async with serve(ANSWER) as split:
+        split.decode.step_s = 0.001
+        # After the second call the answer would go on for long.
+        script = split.decode.script
+        split.decode.script = lambda request: [*script(request)[:-1], *endless(request)]
+        response = await split.front.chat(tools=TOOLS, parallel_tool_calls=False, stream=stream)
+        await split.idle()
+        assert split.decode.cancelled
+    if stream:
+        choices = [chunk["choices"][0] for chunk in chunks_of(response.text)]
+        pieces = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+        assert {call["index"] for call in pieces} == {0}
+        assert "".join(call["function"]["arguments"] for call in pieces) == EXPECTED[0][1]
+        assert choices[-1]["finish_reason"] == "tool_calls"
+    else:
+        (choice,) = response.json()["choices"]
+        assert (choice["message"]["content"], called(choice["message"])) == ("Let me see.", EXPECTED[:1])
+        assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_a_template_gets_ids_that_it_takes(serve: Serve, tokenizer: Tokenizer) -> None:
+    """Mistral's refuses all that are not nine letters and digits."""
+    function = {"name": "time", "arguments": "{}"}
+    calls = [{"id": id, "type": "function", "function": function} for id in ("call_" + "x" * 24, "abcDEF123")]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "noon"} for call in calls]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": calls}, *results]
+    async with serve("Noon.", "mistral") as split:
+        choice = await choice_of(split, messages=messages, tools=TOOLS)
+        assert choice["message"]["content"] == "Noon."
+        prompt = tokenizer.decode(list(split.decode.received[-1].token_ids), skip_special_tokens=False)
+    assert '"id": "abcDEF123"' in prompt
+    assert "call_" not in prompt

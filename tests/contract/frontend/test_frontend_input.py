@@ -84,7 +84,7 @@ async def test_malformed_json(split: Split, raw: bytes) -> None:
 
 
 async def test_wrong_method_and_path(split: Split) -> None:
-    response = await split.front.http.get("/v1/chat/completions")
+    response = await split.front.http.get("/v1/completions")
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
     response = await split.front.http.post("/v1/nothing", json={})

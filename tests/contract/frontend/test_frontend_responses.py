@@ -233,7 +233,9 @@ async def test_truncation_leaves_out_the_oldest(split: Split, tokenizer: Tokeniz
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"include": ["file_search_call.results"]}, "include"),
+        ({"include": ["everything"]}, "include"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
         ({"conversation": "c"}, "conversation"),
         ({"background": True, "store": False}, "background"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -258,3 +260,35 @@ async def test_bad_questions_about_stored_responses(split: Split) -> None:
         await client.responses.cancel(kept.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.input_items.list("resp_none")
+
+
+async def compact(split: Split, **fields: Any) -> dict[str, Any]:
+    # The client that is pinned does not know it yet.
+    response = await split.front.http.post("/v1/responses/compact", json={"model": MODEL, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_a_conversation_is_made_shorter_and_goes_on(split: Split, tokenizer: Tokenizer) -> None:
+    client: Any = split.front.openai
+    first = await client.responses.create(model=MODEL, input="one", instructions="Be brief.")
+    short = await compact(split, previous_response_id=first.id, input="two", instructions="Be kind.")
+    text = prompt(split, tokenizer)
+    assert "Be kind." in text
+    assert text.index("one") < text.index(ANSWER) < text.index("two")
+    *said, notes = short["output"]
+    assert [item["content"][0]["text"] for item in said] == ["one", "two"]
+    assert (short["object"], notes["type"]) == ("response.compaction", "compaction")
+    assert short["usage"]["output_tokens"] > 0
+    await client.responses.create(model=MODEL, input=[*short["output"], {"role": "user", "content": "three"}])
+    text = prompt(split, tokenizer)
+    # What the model has noted stands where its answers stood.
+    assert text.index("two") < text.index(ANSWER) < text.index("three")
+    assert text.count(ANSWER) == 1
+    # The oldest turns of one that is too long are not summed up.
+    await compact(split, input=[{"role": "user", "content": "word " * 60}] * 20)
+    assert len(split.decode.received[-1].token_ids) <= 384
+    item = {"type": "compaction", "encrypted_content": "x"}
+    response = await split.front.http.post("/v1/responses", json={"model": MODEL, "input": [item]})
+    assert error_of(response)["param"] == "input[0].encrypted_content"
+    await split.idle()

@@ -447,14 +447,14 @@ async def test_without_keys_nothing_is_asked_for(nats: NatsServer, answer_ids: l
         assert running.worker.received[-1].cache_salt == "tenant:acme"
 
 
+def bearer(text: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {text}"}
+
+
 async def test_responses_are_their_tenants_alone(one: Tenanted) -> None:
     _, mine = await one.key(tenant="me")
     _, theirs = await one.key(tenant="you")
     http = one.front.http
-
-    def bearer(text: str) -> dict[str, str]:
-        return {"authorization": f"Bearer {text}"}
-
     body = {"model": MODEL, "input": "hello"}
     first = (await http.post("/v1/responses", json=body, headers=bearer(mine))).json()
     path = f"/v1/responses/{first['id']}"
@@ -480,3 +480,21 @@ async def test_anthropics_clients_are_told_in_their_way(one: Tenanted) -> None:
         answer = await one.front.http.post(path, json=body, headers={"x-api-key": text})
         assert answer.json()["error"]["type"] in ("permission_error", "not_found_error")
     assert not one.worker.received
+
+
+async def test_stored_chats_are_their_tenants_alone(one: Tenanted) -> None:
+    _, mine = await one.key(tenant="acme")
+    _, theirs = await one.key(tenant="rival")
+    http = one.front.http
+    made = (await http.post("/v1/chat/completions", json=hello(store=True), headers=bearer(mine))).json()
+    path = f"/v1/chat/completions/{made['id']}"
+    for send in (
+        http.get(path, headers=bearer(theirs)),
+        http.get(f"{path}/messages", headers=bearer(theirs)),
+        http.post(path, json={"metadata": {}}, headers=bearer(theirs)),
+        http.delete(path, headers=bearer(theirs)),
+    ):
+        assert (await send).status_code == 404
+    for key, found in ((theirs, []), (mine, [made["id"]])):
+        listed = (await http.get("/v1/chat/completions", headers=bearer(key))).json()
+        assert [each["id"] for each in listed["data"]] == found

@@ -119,6 +119,36 @@ def test_rotating_replaces_the_text_and_keeps_the_rest(cli: Cli) -> None:
     assert [secret.until > time.time() for secret in key.secrets] == [False, True]
 
 
+def test_an_update_changes_what_is_named_and_nothing_else(cli: Cli) -> None:
+    made = json.loads(
+        cli.ok(
+            "keys", "create", "--tenant", "acme", "--rpm", "60", "--tpm", "500", "--model", "smol", "--json"
+        )
+    )
+    said = cli.run(
+        "keys", "update", made["id"], "--requests-per-minute", "90", "--tpm", "0", "--expires", "1h"
+    )
+    assert "90 requests/min" in said.stderr
+    assert "tokens/min" not in said.stderr
+    key = cli.stored(made["id"])
+    assert (key.tenant, key.models, key.requests_per_minute, key.tokens_per_minute) == (
+        "acme",
+        ("smol",),
+        90,
+        0,
+    )
+    assert key.expires > time.time()
+    assert cli.opens(made["key"]) == ["acme"]
+    changed = json.loads(
+        cli.ok("keys", "update", made["key"], "--all-models", "--expires", "never", "--json")
+    )
+    assert (changed["models"], changed["expires"], changed["requests_per_minute"]) == ([], 0, 90)
+    for refused in ((), ("--model", "smol", "--all-models"), ("--name", "x" * 200)):
+        assert isinstance(cli.run("keys", "update", made["id"], *refused).exception, KvmeshError)
+    cli.ok("keys", "revoke", made["id"])
+    assert isinstance(cli.run("keys", "update", made["id"], "--rpm", "1").exception, KvmeshError)
+
+
 def test_expired_keys_open_nothing(cli: Cli) -> None:
     past = json.loads(cli.ok("keys", "create", "--tenant", "acme", "--expires", "2020-01-01", "--json"))
     future = json.loads(cli.ok("keys", "create", "--tenant", "acme", "--expires", "30d", "--json"))

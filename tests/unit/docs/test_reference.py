@@ -9,12 +9,14 @@ import yaml
 from anthropic.types import message_create_params
 from openai.types import embedding_create_params
 from openai.types.responses import response_create_params
+from pydantic import BaseModel
 
 from kvmesh.common.errors import TABLE, ErrorCode
 from kvmesh.frontend.anthropic import request as messages
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from kvmesh.frontend.protocol.body import REFUSED
 from kvmesh.frontend.responses import request as responses
+from kvmesh.frontend.routes.tokenize import DetokenizeRequest, TokenizeRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "docs" / "reference"
@@ -51,6 +53,13 @@ def documented() -> dict[str, dict[str, str]]:
         elif row := re.match(r"\| (`.*?) \| (supported|ignored|refused) \|", line):
             page.setdefault(section, {}).update(dict.fromkeys(re.findall(r"`(\w+)`", row[1]), row[2]))
     return page
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"), [("Tokenize", TokenizeRequest), ("Detokenize", DetokenizeRequest)]
+)
+def test_api_page_lists_every_field_of_tokens(section: str, kind: type[BaseModel]) -> None:
+    assert documented()[section].keys() == kind.model_fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def refused(**fields: Any) -> KvmeshError:
         ("temperature", -0.1),
         ("temperature", "0.5"),
         ("temperature", True),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("top_p", 1.5),
         ("top_k", -2),
         ("top_k", 1.5),
@@ -67,6 +67,10 @@ def refused(**fields: Any) -> KvmeshError:
         ("stop", ["x"] * 17),
         ("stream", "yes"),
         ("stream_options", True),
+        ("stream_options", {"include_usage": True}),
+        ("store", "yes"),
+        ("metadata", {str(i): "x" for i in range(17)}),
+        ("safety_identifier", "x" * 65),
         ("n", 0),
         ("n", "2"),
         ("n", 129),
@@ -123,7 +127,7 @@ def test_bad_messages_name_their_place(messages: Any, param: str) -> None:
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "mp3"}),
         ("web_search_options", {}),
-        ("store", True),
+        ("moderation", {"model": "m"}),
         ("echo", True),
         ("best_of", 2),
         ("suffix", "x"),
@@ -185,6 +189,8 @@ def test_sampling_reaches_the_engine() -> None:
     assert params.presence_penalty == 1
     assert not params.HasField("frequency_penalty")
     assert not params.HasField("top_logprobs")
+    likeliest = chat(top_p=0, top_k=5)[0].sampling()
+    assert (likeliest.HasField("top_p"), likeliest.top_k) == (False, 1)
     request, _ = chat(logprobs=True, top_logprobs=5, logit_bias={"7": -100, "8": 2.5})
     params = request.sampling()
     assert params.top_logprobs == 5

@@ -128,3 +128,39 @@ async def test_a_medium_that_fails(tmp_path: Path, clock: Clock) -> None:
         await store.put(record("a"))
     assert caught.value.code == ErrorCode.ERROR_CODE_UNAVAILABLE
     await store.close()
+
+
+async def test_labels_find_records_and_go_with_them(store: SqliteStore, clock: Clock) -> None:
+    for i, id in enumerate("abcd"):
+        labels = {"x": str(i % 2), "y": "1"}
+        await store.put(Record(KIND, id, "you" if id == "d" else "me", b".", created=float(i), labels=labels))
+
+    async def found(
+        labels: dict[str, str], after: str = "", limit: int = 9, newest_first: bool = False
+    ) -> str:
+        page = await store.page(KIND, "me", labels, after, limit, newest_first=newest_first)
+        return "".join(record.id for record in page.records) + ("+" if page.more else "")
+
+    assert await found({}) == "abc"
+    assert await found({}, newest_first=True) == "cba"
+    assert await found({"x": "0", "y": "1"}) == "ac"
+    assert await found({"x": "1", "y": "0"}) == ""
+    assert (await found({}, limit=2), await found({}, "b", 2), await found({}, "c")) == ("ab+", "c", "")
+    with pytest.raises(KvmeshError) as caught:
+        await found({}, "d")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.ERROR_CODE_NOT_FOUND, "after")
+    await store.delete(KIND, "me", "a")
+    await store.put(Record(KIND, "a", "me", b".", created=9.0))
+    assert await found({"x": "0"}) == "c"
+    assert await found({}) == "bca"
+
+
+async def test_what_is_listed_is_not_used_and_labels_take_room(store: SqliteStore, clock: Clock) -> None:
+    await store.put(record("a"))
+    clock.now += 90
+    await store.page(KIND, "me", {}, "", 9, newest_first=False)
+    clock.now += 20
+    assert await store.get(KIND, "me", "a") is None
+    with pytest.raises(KvmeshError) as caught:
+        await store.put(Record(KIND, "b", "me", b".", labels={"x": "." * 100}))
+    assert caught.value.code == ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE

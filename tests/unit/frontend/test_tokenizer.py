@@ -53,7 +53,7 @@ async def test_an_old_format_is_converted(old_format: Path) -> None:
     tokenizer = await load_tokenizer(str(old_format))
     ids = await tokenizer.encode(TEXT)
     assert tokenizer.text.decode(ids) == TEXT
-    rendered = await tokenizer.encode_chat(USER, {})
+    rendered = await tokenizer.encode_chat(USER, {}, "")
     assert tokenizer.text.decode(rendered, skip_special=False).endswith(
         "hello<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -89,7 +89,7 @@ async def test_long_texts_are_encoded_alike() -> None:
     long = TEXT * 2_000
     assert await tokenizer.encode(long) == tokenizer.text.encode(long)
     messages = [{"role": "user", "content": long}]
-    assert tokenizer.text.decode(await tokenizer.encode_chat(messages, {})).count("🗼") == 2_000
+    assert tokenizer.text.decode(await tokenizer.encode_chat(messages, {}, "")).count("🗼") == 2_000
 
 
 def _deep() -> dict[str, Any]:
@@ -103,12 +103,12 @@ def _deep() -> dict[str, Any]:
 async def test_values_that_are_too_deep(tmp_path: Path, args: dict[str, Any]) -> None:
     tokenizer: Tokenizer = await load_tokenizer(str(checkpoint(tmp_path, TEMPLATES["qwen"])))
     with pytest.raises(KvmeshError) as caught:
-        await tokenizer.encode_chat(USER, args)
+        await tokenizer.encode_chat(USER, args, "")
     assert (caught.value.code, caught.value.param) == (ErrorCode.ERROR_CODE_INVALID_ARGUMENT, "messages")
 
 
 async def test_a_conversation_without_a_template(tmp_path: Path) -> None:
     tokenizer = await load_tokenizer(str(checkpoint(tmp_path, None)))
     with pytest.raises(KvmeshError, match="no chat template") as caught:
-        await tokenizer.encode_chat(USER, {})
+        await tokenizer.encode_chat(USER, {}, "")
     assert (caught.value.code, caught.value.param) == (ErrorCode.ERROR_CODE_UNSUPPORTED, "model")

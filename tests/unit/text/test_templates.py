@@ -131,6 +131,24 @@ def test_default_model_renders(models: dict[str, tuple[TextModel, PreTrainedToke
     assert model.encode_chat(json.dumps(messages).encode()) == ids
 
 
+@pytest.mark.parametrize("template", [*TEMPLATES, "default"])
+def test_a_growing_conversation_makes_the_tokens_of_the_whole(
+    models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]], template: str
+) -> None:
+    model, tokenizer = models[template]
+    messages = []
+    for turn in range(5):
+        said = f"Turn {turn}: what  is <|im_end|> or </s> in 你好 🗼?\n\n  And é, e\u0301?"
+        messages += [{"role": "user", "content": said}]
+        written = json.dumps(messages).encode()
+        expected = tokenizer.encode(model.render(written), add_special_tokens=False)
+        for scope in ("", "tenant:x", ""):
+            assert model.encode_chat(written, scope=scope) == expected
+        messages += [
+            {"role": "assistant", "content": f"Answer {turn}, as long as it takes to be found again."}
+        ]
+
+
 def test_refusal_in_the_templates_words(
     models: dict[str, tuple[TextModel, PreTrainedTokenizerFast]],
 ) -> None:

@@ -82,9 +82,9 @@ impl PyTextModel {
             .map_err(to_py)
     }
 
-    /// Token ids of what `render` gives.
+    /// Token ids of what `render` gives. What it shares with earlier ones of the same scope is not tokenized again.
     #[allow(clippy::too_many_arguments, reason = "mostly optional in Python")]
-    #[pyo3(signature = (messages_json, tools_json=None, args_json=None, add_generation_prompt=true, continue_final_message=false))]
+    #[pyo3(signature = (messages_json, tools_json=None, args_json=None, add_generation_prompt=true, continue_final_message=false, scope=""))]
     fn encode_chat(
         &self,
         py: Python<'_>,
@@ -93,6 +93,7 @@ impl PyTextModel {
         args_json: Option<&[u8]>,
         add_generation_prompt: bool,
         continue_final_message: bool,
+        scope: &str,
     ) -> PyResult<Vec<u32>> {
         let conversation = Conversation {
             messages: messages_json,
@@ -101,7 +102,7 @@ impl PyTextModel {
             add_generation_prompt,
             continue_final_message,
         };
-        py.detach(|| self.0.encode_chat(&conversation))
+        py.detach(|| self.0.encode_chat(&conversation, scope))
             .map_err(to_py)
     }
 

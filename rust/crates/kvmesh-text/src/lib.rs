@@ -6,6 +6,7 @@
 mod detokenizer;
 mod model;
 mod parse;
+mod segments;
 mod stop;
 mod stream;
 mod template;
@@ -14,6 +15,7 @@ mod vocabulary;
 pub use detokenizer::Detokenizer;
 pub use model::TextModel;
 pub use parse::{Delta, Reasoning, ReasoningFormat, ToolCallDelta, ToolCalls, ToolFormat};
+pub use segments::Segments;
 pub use stop::StopStrings;
 pub use stream::{StreamOptions, TextStream};
 pub use template::{ChatTemplates, Conversation, TemplateFiles};

@@ -8,6 +8,7 @@ use tokenizers::Tokenizer;
 use crate::{
     detokenizer::Detokenizer,
     parse::{ReasoningFormat, ToolFormat},
+    segments::Segments,
     template::{ChatTemplates, Conversation},
     vocabulary::Vocabulary,
 };
@@ -18,6 +19,7 @@ const PROMPT_TAIL: usize = 16;
 /// What a checkpoint's tokenizer files say. Immutable; shared by threads.
 pub struct TextModel {
     vocabulary: Arc<Vocabulary>,
+    segments: Option<Segments>,
     templates: ChatTemplates,
     tool_format: Option<&'static ToolFormat>,
     reasoning_format: Option<ReasoningFormat>,
@@ -49,6 +51,7 @@ impl TextModel {
         Ok(Self {
             tool_format: ToolFormat::of_template(source),
             reasoning_format: ReasoningFormat::of_template(source),
+            segments: Segments::of(vocabulary.tokenizer()),
             vocabulary: Arc::new(vocabulary),
             templates,
         })
@@ -84,9 +87,14 @@ impl TextModel {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a conversation. The template has written the special tokens.
-    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>> {
-        self.encode(&self.templates.render(conversation)?, false)
+    /// Token ids of a conversation. The template has written the special tokens. What the conversation shares with
+    /// earlier ones of the same `scope` is not tokenized again, where the tokenizer allows it.
+    pub fn encode_chat(&self, conversation: &Conversation, scope: &str) -> Result<Vec<u32>> {
+        let text = self.templates.render(conversation)?;
+        match &self.segments {
+            Some(segments) => segments.encode(self.vocabulary.tokenizer(), &text, scope),
+            None => self.encode(&text, false),
+        }
     }
 
     /// The text of all of an output's ids at once.

@@ -27,7 +27,7 @@ from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.tenants.contract import Key, Secret, digest_of, issue
 from kvmesh.v1.errors_pb2 import ErrorCode
 
-app = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+app = typer.Typer(no_args_is_help=True, help="Make, list, change, revoke and rotate API keys.")
 
 _T = TypeVar("_T")
 
@@ -35,8 +35,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it, or the key's beginning.")]
 
 
-def _limit(words: str) -> Any:
-    return typer.Option(metavar="N", min=0, help=f"{words}; 0: no limit.")
+def _limit(words: str, *names: str) -> Any:
+    return typer.Option(*names, metavar="N", min=0, help=f"{words}; 0: no limit.")
+
+
+_RPM = _limit("Requests a minute", "--rpm", "--requests-per-minute")
+_TPM = _limit("Prompt and output tokens a minute", "--tpm", "--tokens-per-minute")
+_CONCURRENCY = _limit("Requests at once", "--concurrency")
+_MONTHLY = _limit("Prompt and output tokens a calendar month, UTC", "--monthly-tokens", "--tokens-per-month")
 
 
 @app.command()
@@ -48,10 +54,10 @@ def create(
         typer.Option(metavar="NAME", help="A model it may ask; repeatable. Default: all."),
     ] = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Of its requests; larger is sooner.")] = 0,
-    rpm: Annotated[int, _limit("Requests a minute")] = 0,
-    tpm: Annotated[int, _limit("Prompt and output tokens a minute")] = 0,
-    concurrency: Annotated[int, _limit("Requests at once")] = 0,
-    monthly_tokens: Annotated[int, _limit("Prompt and output tokens a calendar month, UTC")] = 0,
+    rpm: Annotated[int, _RPM] = 0,
+    tpm: Annotated[int, _TPM] = 0,
+    concurrency: Annotated[int, _CONCURRENCY] = 0,
+    monthly_tokens: Annotated[int, _MONTHLY] = 0,
     expires: Annotated[
         str, typer.Option(metavar="TIME", help="30d, 12h, or 2030-01-31; without it, never.")
     ] = "",
@@ -122,6 +128,63 @@ def list_keys(
         row = (key.id, key.tenant, key.name, ", ".join(key.models) or "all", str(key.priority), _limits(key))
         table.add_row(*map(escape, row), _day(key.created), _state(key, now))
     Console(highlight=False).print(table)
+
+
+@app.command()
+def update(
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model it may ask; repeatable. Others no more."),
+    ] = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="It may ask every model.")] = False,
+    priority: Annotated[int | None, typer.Option(min=-10, max=10, help="Of its requests.")] = None,
+    rpm: Annotated[int | None, _RPM] = None,
+    tpm: Annotated[int | None, _TPM] = None,
+    concurrency: Annotated[int | None, _CONCURRENCY] = None,
+    monthly_tokens: Annotated[int | None, _MONTHLY] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="30d, 12h, 2030-01-31, or never.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a key allows; what is not named stays, its text and its tenant always do.
+
+    Frontends go by it at once, also for what has been used already.
+
+    \b
+    Example:
+      kvmesh keys update 3f9a1c2b7d04 --requests-per-minute 1200 --expires 90d
+    """
+    if model and all_models:
+        raise invalid("--model and --all-models exclude each other")
+    now = time.time()
+    wanted = {
+        "name": name,
+        "models": () if all_models else tuple(model) if model else None,
+        "priority": priority,
+        "requests_per_minute": rpm,
+        "tokens_per_minute": tpm,
+        "concurrency": concurrency,
+        "tokens_per_month": monthly_tokens,
+        "expires": None if expires is None else 0.0 if expires == "never" else _moment(expires, now),
+    }
+    changes = {field: value for field, value in wanted.items() if value is not None}
+    if not changes:
+        raise invalid("nothing is to be changed; see `kvmesh keys update --help`")
+
+    def renew(key: Key) -> Key:
+        if key.revoked:
+            raise invalid(f"key {key.id} was revoked; make a new one")
+        return _checked(**{**key.model_dump(), **changes})
+
+    key = _change(running_config(config), key_id, renew)
+    if as_json:
+        print(json.dumps(_document(key, now), indent=2))
+    else:
+        _note(f"key {key.id} of tenant {key.tenant}: {_limits(key)}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The OpenAI gateway as an ASGI application: routes, and every failure in OpenAI's error shape."""
+"""The gateway as an ASGI application: routes, and every failure in the shape that a path's clients read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.edge import Edge
-from kvmesh.frontend.failures import error_response
+from kvmesh.frontend.failures import failure
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.keep_alive import KeepAlive
 from kvmesh.frontend.routes import (
@@ -22,6 +22,7 @@ from kvmesh.frontend.routes import (
     messages,
     models,
     responses,
+    stored_chats,
     tokenize,
 )
 from kvmesh.frontend.shortcut import Shortcut
@@ -39,6 +40,7 @@ _ENDPOINTS = frozenset(
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/responses",
+        "/v1/responses/compact",
         "/v1/responses/input_tokens",
         "/health",
         "/ready",
@@ -51,6 +53,7 @@ _LOADED = {
     "/v1/embeddings": embeddings.create_embeddings,
     "/v1/messages": messages.create_message,
     "/v1/responses": responses.create_response,
+    "/v1/responses/compact": responses.compact_conversation,
 }
 # Headers that pages of other origins may read.
 _EXPOSED = (
@@ -77,7 +80,8 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    for part in (chat, completions, embeddings, messages, responses, tokenize, models, health):
+    parts = (chat, stored_chats, completions, embeddings, messages, responses, tokenize, models, health)
+    for part in parts:
         app.include_router(part.router)
     inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
     if gateway.tenants is not None and gateway.tenants.required:
@@ -101,7 +105,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KvmeshError)
-    return error_response(error)
+    return failure(request.scope, error)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -117,4 +121,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         known = KvmeshError(ErrorCode.ERROR_CODE_NOT_FOUND, f"there is no {method} {path}; see /docs")
     else:
         known = KvmeshError(ErrorCode.ERROR_CODE_INVALID_ARGUMENT, str(error.detail).lower())
-    return JSONResponse(known.to_openai(), error.status_code, error.headers)
+    response = failure(request.scope, known)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response

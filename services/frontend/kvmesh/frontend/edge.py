@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable
-from typing import Any
 
-import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +13,7 @@ from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
 from kvmesh.frontend.call import new_request_id
+from kvmesh.frontend.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
@@ -66,16 +65,10 @@ class Edge:
                     if status != _CLIENT_GONE:
                         # The answer has begun: a broken connection is all that is left to say.
                         raise
-                    await _send_internal_error(send_with_id)
+                    why = "internal error; the log has it by the request id"
+                    error = KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, why)
+                    await failure(scope, error)(scope, receive, send_with_id)
         finally:
             in_flight.dec()
             self._metrics.requests.labels(endpoint, status).inc()
             self._metrics.duration.labels(endpoint).observe(time.perf_counter() - begun)
-
-
-async def _send_internal_error(send: Send) -> None:
-    error = KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, "internal error; the log has it by the request id")
-    body = orjson.dumps(error.to_openai())
-    headers: list[Any] = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

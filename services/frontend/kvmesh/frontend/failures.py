@@ -1,20 +1,32 @@
-"""A failure as an HTTP response: OpenAI's body, and when to try again."""
+"""A failure as an HTTP response: the body that the path's clients read, and when to try again."""
 
 from __future__ import annotations
 
 import math
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.anthropic import errors as anthropic
 
 _UNAVAILABLE = 503
 _UNAUTHORIZED = 401
 _TOO_MANY = 429
+# Whose clients read Anthropic's errors.
+_MESSAGES = "/v1/messages"
+
+
+def failure(scope: Scope, error: KvmeshError) -> JSONResponse:
+    """An HTTP request's failure, inside what gives the request its id."""
+    path: str = scope["path"]
+    if path == _MESSAGES or path.startswith(f"{_MESSAGES}/"):
+        return anthropic.error_response(error, scope["state"]["request_id"])
+    return error_response(error)
 
 
 def error_response(error: KvmeshError) -> JSONResponse:
-    """Also for errors before the application; never has anything but the error's own words."""
+    """OpenAI's. Also for errors before the application; never has anything but the error's own words."""
     status = error.spec.http
     headers = {}
     retry_after_ms = error.retry_after_ms or (1_000 if status == _UNAVAILABLE else 0)

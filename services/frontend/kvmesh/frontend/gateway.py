@@ -12,6 +12,7 @@ from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
 from kvmesh.frontend.store.sqlite import SqliteStore
+from kvmesh.frontend.stored_chats import StoredChats
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
 from kvmesh.frontend.tenants.contract import CALLER, Caller
 from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
@@ -29,11 +30,13 @@ class Gateway:
         self.mesh = mesh
         self.tenants = tenants
         self._share_cache = config.tenants.share_cache
-        self.kept = Kept(SqliteStore(config.frontend.store, config.home), config.frontend.request_timeout_s)
+        self._store = SqliteStore(config.frontend.store, config.home)
+        self.kept = Kept(self._store, config.frontend.request_timeout_s)
+        self.chats = StoredChats(self._store)
         self.runs = Runs()
 
     def owner(self) -> str:
-        """Whose the current request's stored responses are: its key's tenant's, without keys nobody's."""
+        """Whose the current request's stored answers are: its key's tenant's, without keys nobody's."""
         return CALLER.get().tenant
 
     def model(self, name: str) -> Model:
@@ -46,7 +49,14 @@ class Gateway:
     async def close(self) -> None:
         """Return when no response is generated in the background and all that was stored is on its medium."""
         await self.runs.ended()
-        await self.kept.close()
+        await self._store.close()
+
+    def cache_scope(self, tenant: str = "") -> str:
+        """Begins the names of what the current request may share with others; `tenant` is its client's wish.
+
+        Raises KvmeshError(PERMISSION_DENIED) for a tenant that is not its key's.
+        """
+        return "" if self._share_cache else cache_salt_of(tenant_of(CALLER.get(), tenant))
 
     def call(
         self,

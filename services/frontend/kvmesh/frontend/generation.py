@@ -31,7 +31,8 @@ async def chat_answers(
     body.check()
     conversation, template_args = body.conversation(), body.template_args()
     calls = _Calls(gateway, body, request_id, received, timeout_s)
-    prompt = await calls.model.tokenizer.encode_chat(conversation, template_args)
+    scope = gateway.cache_scope(body.kvmesh.tenant)
+    prompt = await calls.model.tokenizer.encode_chat(conversation, template_args, scope)
     calls.add(prompt, "messages")
     options = TextOptions(body.stops(), reading=_reading(body, calls, prompt))
     return Answers(gateway.mesh, calls.calls, lambda _: options, calls.choices)
@@ -170,6 +171,7 @@ def _reading(body: ChatCompletionRequest, calls: _Calls, prompt: Sequence[int]) 
     reading = Reading(reasoning_format=model.reasoning_format)
     if functions:
         reading.tool_format, reading.functions = model.tool_format, functions
+        reading.one_call = body.parallel_tool_calls is False
     if model.reasoning_format is not None:
         begins = model.tokenizer.text.opens_reasoning(prompt[-_TAIL:], model.reasoning_format)
         reading.in_reasoning = False if calls.constrained else begins

@@ -37,6 +37,8 @@ class Reading:
     in_reasoning: bool | None = None
     # All of the text is the arguments of this function.
     named_function: str | None = None
+    # The answer ends with its first call.
+    one_call: bool = False
 
 
 @dataclass(slots=True)
@@ -72,6 +74,8 @@ class TextAnswer:
         self._scored = session.call.sampling.HasField("top_logprobs")
         self._scores = _ScoredText(self._model, stops) if self._scored else None
         self._called = False
+        # Whether a call has begun that the client does not want.
+        self._enough = False
 
     @property
     def matched(self) -> str | None:
@@ -100,7 +104,7 @@ class TextAnswer:
             delta = self._feed(output)
             if delta is not None:
                 yield delta
-            if self._stream.matched is not None:
+            if self._stream.matched is not None or self._enough:
                 break
         delta = self._end()
         session.close()
@@ -124,7 +128,7 @@ class TextAnswer:
         scores = self._scores.flush() if self._scores is not None else ()
         delta = self._delta(rest, scores) or Delta()
         finish = self.session.finish
-        stopped = stopped or (finish is not None and finish.reason == FINISH_REASON_STOP)
+        stopped = stopped or self._enough or (finish is not None and finish.reason == FINISH_REASON_STOP)
         delta.finish_reason = ("tool_calls" if self._called else "stop") if stopped else "length"
         return delta
 
@@ -136,6 +140,10 @@ class TextAnswer:
             text, calls = "", self._named.feed(text)
         else:
             calls = [CallDelta(index, i or "", name or "", a) for index, i, name, a in piece.tool_calls]
+            if self._options.reading.one_call:
+                text = "" if self._enough else text
+                self._enough = self._enough or any(call.index for call in calls)
+                calls = [call for call in calls if not call.index]
         self._called = self._called or bool(calls)
         return Delta(text, piece.reasoning, calls, scores)
 

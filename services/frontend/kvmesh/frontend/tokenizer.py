@@ -7,6 +7,8 @@ Only tokenizer files are needed, no weights; nothing here imports transformers f
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -37,6 +39,10 @@ _HUB_FILES = [
     "vocab.*",
 ]
 
+# The format whose templates refuse ids of calls that are not nine letters and digits.
+_NINE_LETTERS = "mistral"
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
 # Encoding releases the GIL; two threads keep the event loop's core free on small machines.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
 
@@ -59,11 +65,13 @@ class Tokenizer:
         """The text of token ids; bytes that are no UTF-8 are replaced."""
         return await _run(len(token_ids), partial(self.text.decode, token_ids, skip_special))
 
-    async def encode_chat(self, messages: list[dict[str, Any]], template_args: dict[str, Any]) -> list[int]:
+    async def encode_chat(
+        self, messages: list[dict[str, Any]], template_args: dict[str, Any], scope: str
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins or goes on.
 
         `template_args`: `tools`, `add_generation_prompt`, `continue_final_message`, and what else the
-        template is to see.
+        template is to see. What was met in the same `scope` before is not tokenized again; no other can tell.
 
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
         UNSUPPORTED when the model has no template.
@@ -77,13 +85,33 @@ class Tokenizer:
         args = dict(template_args)
         tools = args.pop("tools", None)
         begin, go_on = args.pop("add_generation_prompt", True), args.pop("continue_final_message", False)
+        if self.text.tool_format == _NINE_LETTERS:
+            messages = _with_short_ids(messages)
         try:
             spoken, offered = orjson.dumps(messages), orjson.dumps(tools) if tools else None
-            encode = partial(self.text.encode_chat, spoken, offered, orjson.dumps(args), begin, go_on)
+            written = (spoken, offered, orjson.dumps(args))
+            encode = partial(self.text.encode_chat, *written, begin, go_on, scope)
             return await _run(len(spoken) + len(offered or b""), encode)
         # A TypeError is of values that are nested too deep to be written.
         except (TypeError, ValueError) as error:
             raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None
+
+
+def _with_short_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ids that other models or constrained calls were given, as this template takes them."""
+    shortened = []
+    for message in messages:
+        turn = dict(message)
+        if "tool_call_id" in turn:
+            turn["tool_call_id"] = _short_id(turn["tool_call_id"])
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in turn["tool_calls"]]
+        shortened.append(turn)
+    return shortened
+
+
+def _short_id(id: str) -> str:
+    return id if _SHORT_ID.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
 async def load_tokenizer(path: str) -> Tokenizer:

@@ -248,3 +248,22 @@ async def test_the_price_of_a_request_is_small() -> None:
             coroutine.send(None)
         front.account.give({"concurrency": 1})
     assert front.exchange.asked == asked
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (5, 2), (2, 5)])
+async def test_a_limit_that_changes_while_requests_run_loses_no_permit(before: int, after: int) -> None:
+    fronts = Fronts(1, concurrency=before)
+    (front,) = fronts.all
+    for _ in range(2):
+        assert await front.admits(concurrency=1)
+    front.account.change(fronts.key.model_copy(update={"concurrency": after}))
+    for _ in range(2):
+        front.account.give({"concurrency": 1})
+    for limit in (after, 3):
+        front.account.change(fronts.key.model_copy(update={"concurrency": limit}))
+        fronts.clock.now += IDLE_S + 60
+        await front.account.tend()
+        admitted = [await front.admits(concurrency=1) for _ in range(6)]
+        assert sum(admitted) == (limit or 6)
+        for _ in range(sum(admitted)):
+            front.account.give({"concurrency": 1})

@@ -938,8 +938,10 @@ class TextModel:
         args_json: bytes | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        scope: str = "",
     ) -> list[int]:
-        """Token ids of what `render` gives."""
+        """Token ids of what `render` gives. What it shares with earlier ones of the same scope is not tokenized
+        again, where the tokenizer allows it."""
 
     def decode(self, token_ids: _Tokens, skip_special: bool = True) -> str:
         """The text of all of an output's ids at once. Unknown ids have none."""

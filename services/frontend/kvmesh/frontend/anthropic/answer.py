@@ -13,12 +13,12 @@ from starlette.types import Receive, Scope, Send
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.anthropic.errors import error_json, error_response
+from kvmesh.frontend.anthropic.errors import error_json
 from kvmesh.frontend.anthropic.message import Message, event_bytes
 from kvmesh.frontend.anthropic.request import NAMES, MessagesRequest
 from kvmesh.frontend.client_watch import ClientWatch
 from kvmesh.frontend.explain import explanation_json
-from kvmesh.frontend.protocol.renamed import rename
+from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.text import Delta
 
@@ -37,25 +37,17 @@ class MessageResponse(Response):
         self._request_id = answers.call.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        failed: KvmeshError | None = None
-        with self._answers as answers:
+        with renamed(NAMES), self._answers as answers:
             async with ClientWatch(receive) as watch:
                 with telemetry.span("generate", request_id=self._request_id):
                     async with aclosing(answers.deltas()) as deltas:
-                        try:
-                            first = await anext(deltas)
-                            await (self._send_stream if self._body.stream else self._send_whole)(
-                                first, deltas, send
-                            )
-                        except KvmeshError as error:
-                            failed = error
+                        first = await anext(deltas)
+                        send_all = self._send_stream if self._body.stream else self._send_whole
+                        await send_all(first, deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
             tokens = sum(session.output_tokens for session in self._answers.sessions)
             log.info("client left", request_id=self._request_id, output_tokens=tokens)
-        elif failed is not None:
-            rename(failed, NAMES)
-            await error_response(failed, self._request_id)(scope, receive, send)
 
     async def _send_stream(self, first: tuple[int, Delta], deltas: Deltas, send: Send) -> None:
         message = self._message()
@@ -103,7 +95,8 @@ class MessageResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _message(self) -> Message:
-        return Message(self._answers.call.model.info.name, self._answers, self._body.max_tokens)
+        body, model = self._body, self._answers.call.model.info.name
+        return Message(model, self._answers, body.max_tokens, body.thoughts())
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         # What Anthropic's clients call it.

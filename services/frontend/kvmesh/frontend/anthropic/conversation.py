@@ -8,6 +8,7 @@ import orjson
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
+from kvmesh.frontend.thoughts import unseal
 
 _REFUSED_BLOCKS = {
     "image": "the model takes no images",
@@ -36,6 +37,7 @@ class Block(Part):
     content: str | List[Part] | None = None
     is_error: bool | None = None
     thinking: str | None = None
+    signature: str | None = None
 
 
 class Turn(Body):
@@ -54,31 +56,24 @@ def chat_messages(system: str, turns: list[Turn]) -> list[dict[str, Any]]:
     that answer no call of the turn before."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     open_calls: set[str] = set()
-    role = ""
     for i, turn in enumerate(turns):
         place = f"messages[{i}]"
         content = turn.content
         blocks = [Block(type="text", text=content)] if isinstance(content, str) else content
+        if not blocks:
+            raise invalid(f"{place}.content must not be empty", f"{place}.content")
         if turn.role == "system":
             messages.append({"role": "system", "content": system_text(blocks)})
         elif turn.role == "user":
-            _user(place, blocks, messages, open_calls, goes_on=role == "user")
+            _user(place, blocks, messages, open_calls)
         else:
             _check_answered(place, open_calls)
-            _assistant(place, blocks, messages, open_calls, goes_on=role == "assistant")
-        role = turn.role
+            _assistant(place, blocks, messages, open_calls)
     _check_answered(f"messages[{len(turns) - 1}]", open_calls)
     return messages
 
 
-def _user(
-    place: str,
-    blocks: list[Block],
-    messages: list[dict[str, Any]],
-    open_calls: set[str],
-    *,
-    goes_on: bool,
-) -> None:
+def _user(place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]) -> None:
     for j, block in enumerate(blocks):
         where = f"{place}.content[{j}]"
         if block.type == "tool_result":
@@ -90,26 +85,17 @@ def _user(
             open_calls.discard(block.tool_use_id)
             result = _result(where, block)
             messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": result})
-            goes_on = False
             continue
         text = _text(where, block)
-        if goes_on:
+        if _speaks(messages, "user"):
             messages[-1]["content"] += _BETWEEN + text
         else:
             messages.append({"role": "user", "content": text})
-        goes_on = messages[-1]["role"] == "user"
     _check_answered(place, open_calls)
 
 
-def _assistant(
-    place: str,
-    blocks: list[Block],
-    messages: list[dict[str, Any]],
-    open_calls: set[str],
-    *,
-    goes_on: bool,
-) -> None:
-    if not goes_on:
+def _assistant(place: str, blocks: list[Block], messages: list[dict[str, Any]], open_calls: set[str]) -> None:
+    if not _speaks(messages, "assistant"):
         messages.append({"role": "assistant", "content": None})
     message = messages[-1]
     for j, block in enumerate(blocks):
@@ -122,12 +108,18 @@ def _assistant(
             call = {"id": block.id, "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif block.type == "thinking":
-            message["reasoning_content"] = message.get("reasoning_content", "") + (block.thinking or "")
+            thought = block.thinking or unseal(block.signature or "") or ""
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
         elif block.type != "redacted_thinking":
             text, before = _text(where, block), message["content"]
             message["content"] = text if before is None else before + _BETWEEN + text
     if message["content"] is None and not message.get("tool_calls"):
-        raise invalid(f"{place}.content must not be empty", f"{place}.content")
+        # It has only thought.
+        message["content"] = ""
+
+
+def _speaks(messages: list[dict[str, Any]], role: str) -> bool:
+    return bool(messages) and messages[-1]["role"] == role
 
 
 def _check_answered(place: str, open_calls: set[str]) -> None:

@@ -11,7 +11,6 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -20,12 +19,14 @@ _TYPES = {
     429: "rate_limit_error",
     504: "timeout_error",
 }
+_SERVER_ERRORS = 500
 _UNAVAILABLE = 503
 
 
 def error_json(error: KvmeshError, request_id: str) -> dict[str, Any]:
     """`param` and `code` are beyond Anthropic's: what OpenAI's clients are told, too."""
-    kind = _TYPES.get(error.spec.http, "api_error")
+    status = error.spec.http
+    kind = _TYPES.get(status, "api_error" if status >= _SERVER_ERRORS else "invalid_request_error")
     if error.code in (ErrorCode.ERROR_CODE_OVERLOADED, ErrorCode.ERROR_CODE_NO_WORKER_READY):
         kind = "overloaded_error"
     said = {

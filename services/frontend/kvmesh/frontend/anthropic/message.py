@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -11,21 +11,24 @@ from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.calls import CallDelta
 from kvmesh.frontend.explain import usage
 from kvmesh.frontend.text import Delta
+from kvmesh.frontend.thoughts import digest, seal
 
 Event = dict[str, Any]
+# Whether what the model thinks is sent as it comes, as a signature alone, or not at all.
+Thoughts = Literal["shown", "sealed", "none"]
 
 
 class Message:
     """Grows by the deltas of one answer; what each adds is returned as events, in the order of a stream."""
 
-    def __init__(self, model: str, answers: Answers, wanted_tokens: int) -> None:
+    def __init__(self, model: str, answers: Answers, wanted_tokens: int, thoughts: Thoughts) -> None:
         """`wanted_tokens`: how long the client has allowed the answer to be."""
         self._answers = answers
         self._wanted = wanted_tokens
+        self._thoughts = thoughts
         self._content: list[dict[str, Any]] = []
-        # The input of the call that is open, as JSON text.
-        self._input: list[str] = []
-        self._text: list[str] = []
+        # Of the open block: its text, or its input as JSON text.
+        self._pieces: list[str] = []
         # The number of the call that is open, as the answer counts them.
         self._call = -1
         self._open = False
@@ -44,10 +47,16 @@ class Message:
 
     def add(self, delta: Delta) -> list[Event]:
         events: list[Event] = []
+        if delta.reasoning and self._thoughts != "none":
+            if not self._in("thinking"):
+                events += self._begin({"type": "thinking", "thinking": "", "signature": ""})
+            self._pieces.append(delta.reasoning)
+            if self._thoughts == "shown":
+                events.append(self._delta({"type": "thinking_delta", "thinking": delta.reasoning}))
         if delta.text:
-            if not self._open or self._content[-1]["type"] != "text":
+            if not self._in("text"):
                 events += self._begin({"type": "text", "text": ""})
-            self._text.append(delta.text)
+            self._pieces.append(delta.text)
             events.append(self._delta({"type": "text_delta", "text": delta.text}))
         for piece in delta.calls:
             events += self._add_call(piece)
@@ -72,7 +81,7 @@ class Message:
             identity = f"toolu_{piece.id.removeprefix('call_')}"
             events += self._begin({"type": "tool_use", "id": identity, "name": piece.name, "input": {}})
         if piece.arguments:
-            self._input.append(piece.arguments)
+            self._pieces.append(piece.arguments)
             events.append(self._delta({"type": "input_json_delta", "partial_json": piece.arguments}))
         return events
 
@@ -91,13 +100,22 @@ class Message:
         if not self._open:
             return []
         self._open = False
-        block = self._content[-1]
+        block, written = self._content[-1], "".join(self._pieces)
+        self._pieces = []
+        events: list[Event] = []
         if block["type"] == "text":
-            block["text"] = "".join(self._text)
+            block["text"] = written
+        elif block["type"] == "thinking":
+            shown = self._thoughts == "shown"
+            block["thinking"] = written if shown else ""
+            block["signature"] = digest(written) if shown else seal(written)
+            events.append(self._delta({"type": "signature_delta", "signature": block["signature"]}))
         else:
-            block["input"] = _parsed("".join(self._input))
-        self._text, self._input = [], []
-        return [{"type": "content_block_stop", "index": len(self._content) - 1}]
+            block["input"] = _parsed(written)
+        return [*events, {"type": "content_block_stop", "index": len(self._content) - 1}]
+
+    def _in(self, kind: str) -> bool:
+        return self._open and self._content[-1]["type"] == kind
 
     def _stop_reason(self, reason: str, matched: str | None) -> str:
         if matched is not None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.anthropic.conversation import Block, Turn, chat_messages, system_text
+from kvmesh.frontend.anthropic.message import Thoughts
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, KvmeshOptions, unsupported, validate
 from kvmesh.frontend.protocol.body import INT32_MAX, List
 from kvmesh.frontend.protocol.renamed import renamed
@@ -23,7 +24,6 @@ NAMES = {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
 }
-_EFFORTS = {"max": "xhigh"}
 
 
 class Tool(Body):
@@ -44,7 +44,9 @@ class Metadata(Body):
 
 
 class Thinking(Body):
-    type: str
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class OutputFormat(Body):
@@ -82,7 +84,7 @@ class CountTokensRequest(Body):
             "messages": chat_messages(system_text(self.system), self.messages),
             "tools": self._tools(),
             **self._choice(),
-            "reasoning_effort": _EFFORTS.get(output.effort or "", output.effort),
+            "reasoning_effort": output.effort,
         }
         if self.messages[-1].role == "assistant":
             # The answer goes on where the client has begun it.
@@ -125,7 +127,7 @@ class MessagesRequest(CountTokensRequest):
     max_tokens: int = Field(ge=1, le=INT32_MAX)
     stream: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=INT32_MAX)
     stop_sequences: List[Annotated[str, Field(min_length=1)]] | None = Field(default=None, max_length=16)
     metadata: Metadata | None = None
@@ -143,6 +145,12 @@ class MessagesRequest(CountTokensRequest):
             "user": self.metadata.user_id if self.metadata else None,
             "kvmesh": self.kvmesh.model_dump(exclude_unset=True),
         }
+
+    def thoughts(self) -> Thoughts:
+        """How the answer shows what the model thinks: only where the client has asked for it."""
+        if self.thinking is None or self.thinking.type == "disabled":
+            return "none"
+        return "sealed" if self.thinking.display == "omitted" else "shown"
 
     def ignored(self) -> list[str]:
         """Fields that change nothing."""

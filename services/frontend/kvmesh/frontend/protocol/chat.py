@@ -9,7 +9,7 @@ from pydantic import Field
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import INT32_MAX, List, unsupported
 from kvmesh.frontend.protocol.constraints import Named
-from kvmesh.frontend.protocol.generation import GenerationRequest
+from kvmesh.frontend.protocol.generation import Effort, GenerationRequest, Metadata
 from kvmesh.frontend.protocol.messages import ChatMessage, template_message
 from kvmesh.frontend.protocol.sampling import MAX_TOP_LOGPROBS
 from kvmesh.frontend.protocol.tools import ToolFields
@@ -40,9 +40,13 @@ class ChatCompletionRequest(GenerationRequest, ToolFields):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: List[str] | None = None
+    store: bool | None = None
+    """keep the completion, to be listed and read"""
+    metadata: Metadata | None = None
+    """labels of a stored completion"""
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     """begin a turn of the assistant's; the default unless `continue_final_message`"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,14 @@ from kvmesh.frontend.protocol.sampling import SamplingFields, StopFields
 MAX_CHOICES = 128
 _SEEDS = 2**63
 # What the tiers OpenAI sells are worth while requests wait; -10 to 10.
-_TIERS = {"auto": 0, "default": 0, "flex": -5, "scale": 5, "priority": 5}
+_TIERS = {"auto": 0, "default": 0, "flex": -5, "scale": 5, "priority": 5, "fast": 5, "ultrafast": 5}
+
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+UserId = Annotated[str, Field(max_length=64)]
 
 
 class StreamOptions(Body):
@@ -47,10 +54,10 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
     """choices to generate, each with the seed of the one before it plus 1"""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: ServiceTier | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
-    safety_identifier: str | None = None
+    safety_identifier: UserId | None = None
     kvmesh: KvmeshOptions = KvmeshOptions()
 
     def include_usage(self) -> bool:
@@ -72,6 +79,8 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
         """Raise KvmeshError for fields that do not go together."""
         if self.min_tokens and self.constraint() is not None:
             raise invalid("min_tokens cannot be kept under a constraint; remove it", "min_tokens")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options is only allowed when stream is true", "stream_options")
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -23,7 +23,8 @@ class SamplingFields(Body):
     """Null and absent mean the model's default."""
 
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    """0: the likeliest token alone"""
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
     min_p: float | None = Field(default=None, ge=0, le=1)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -41,9 +42,9 @@ class SamplingFields(Body):
         """The same for an engine. Output is bounded by `call.bound_output`, not here."""
         return SamplingParams(
             temperature=self.temperature,
-            top_p=self.top_p,
-            # 0 is another spelling of "all".
-            top_k=self.top_k or None,
+            # Engines take no 0, and "the likeliest alone" by `top_k`, where 0 is another spelling of "all".
+            top_p=self.top_p or None,
+            top_k=1 if self.top_p == 0 else self.top_k or None,
             min_p=self.min_p,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,

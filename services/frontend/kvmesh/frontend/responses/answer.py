@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import orjson
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvmesh.common import metrics, telemetry
+from kvmesh.common import metrics
 from kvmesh.frontend.client_watch import ClientWatch
-from kvmesh.frontend.responses.generation import Generation
 from kvmesh.frontend.responses.output import Event
 from kvmesh.frontend.routes.answer import ignored_header
 
@@ -54,18 +54,18 @@ class EventsResponse(Response):
 class WholeResponse(Response):
     """Generates when it is sent: errors become a status of their own."""
 
-    def __init__(self, generation: Generation, ignored: Sequence[str]) -> None:
+    def __init__(
+        self, result: Coroutine[Any, Any, dict[str, Any]], request_id: str, ignored: Sequence[str]
+    ) -> None:
+        """`result` is awaited while its client is there."""
         super().__init__()
-        self._generation = generation
+        self._result = result
+        self._request_id = request_id
         self._ignored = ignored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = self._generation.answers.call.request_id
-        async with ClientWatch(receive) as watch, aclosing(self._generation.events()) as events:
-            with telemetry.span("generate", request_id=request_id):
-                async for _ in events:
-                    pass
-            content = orjson.dumps(self._generation.response)
+        async with ClientWatch(receive) as watch:
+            content = orjson.dumps(await self._result)
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(content)),
@@ -75,7 +75,7 @@ class WholeResponse(Response):
             await send({"type": "http.response.body", "body": content})
         if watch.gone:
             metrics.frontend().disconnects.inc()
-            log.info("client left", request_id=request_id)
+            log.info("client left", request_id=self._request_id)
 
 
 def _event_bytes(event: Event) -> bytes:

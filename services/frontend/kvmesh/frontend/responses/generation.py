@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import structlog
 
+from kvmesh.common import telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.explain import explanation_json
@@ -42,7 +44,7 @@ class Generation:
         self._stored = body.stored()
         # Whether there is anybody to tell of a failure but by the status of the answer.
         self._tells = bool(body.stream) or self.background
-        self._output = Output()
+        self._output = Output(sealed=body.sealed())
         self._number = 0
         if self.background:
             self.response["status"] = "queued"
@@ -87,6 +89,14 @@ class Generation:
             await self.fail(error)
         yield self._snapshot(self.response["status"])
 
+    async def result(self) -> dict[str, Any]:
+        """The response, when it has ended. Raises KvmeshError."""
+        with telemetry.span("generate", request_id=self.answers.call.request_id):
+            async with aclosing(self.events()) as events:
+                async for _ in events:
+                    pass
+        return self.response
+
     async def cancel(self) -> None:
         """After `events` was broken off for good; what had ended stays as it is."""
         if self.response["status"] in LIVE:
@@ -107,6 +117,8 @@ class Generation:
     def _end(self, status: str) -> None:
         self.response["status"] = status
         self.response["output"] = self._output.items
+        if status == "completed":
+            self.response["completed_at"] = int(time.time())
         if status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         session = self.answers.sessions[0] if self.answers.sessions else None

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
+from kvmesh.frontend.thoughts import unseal
 
 _REFUSED_PARTS = {
     "input_image": "the model takes no images",
     "input_file": "the model takes no files",
     "input_audio": "the model takes no audio",
 }
+# Before the notes that stand for a conversation.
+_NOTES = "My notes on our conversation so far:\n"
 _TEXTS = frozenset(("input_text", "output_text", "text"))
 
 
@@ -34,24 +37,31 @@ class Item(Body):
     name: str | None = None
     arguments: str | None = None
     output: str | List[Part] | None = None
+    summary: List[Part] | None = None
+    encrypted_content: str | None = None
 
 
-def checked_items(given: str | list[Item]) -> list[dict[str, Any]]:
+def checked_items(given: str | list[Item] | None) -> list[dict[str, Any]]:
     """As they are kept and listed: all fields spelled out. Raises KvmeshError for what is not served."""
     if isinstance(given, str):
         given = [Item(role="user", content=given)]
-    return [_checked(f"input[{i}]", item) for i, item in enumerate(given)]
+    return [_checked(f"input[{i}]", item) for i, item in enumerate(given or ())]
 
 
 def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`items`: checked, or an answer's own. Calls belong to the assistant's message before them."""
+    """`items`: checked, or an answer's own. Calls belong to the assistant's message before them, and what it
+    has thought to the one after."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
-    speaks = False
+    speaks, thought = False, ""
     for item in items:
         kind = item["type"]
+        if kind == "reasoning":
+            thought += _thought(item)
+            continue
+        speech = kind == "function_call" or (kind == "message" and item["role"] == "assistant")
         if kind == "message":
             messages.append({"role": item["role"], "content": "".join(map(_spelled, item["content"]))})
-            speaks = item["role"] == "assistant"
+            speaks = speech
         elif kind == "function_call":
             if not speaks:
                 messages.append({"role": "assistant", "content": None})
@@ -59,11 +69,19 @@ def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[di
             function = {"name": item["name"], "arguments": item["arguments"]}
             call = {"id": item["call_id"], "type": "function", "function": function}
             messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "compaction":
+            messages.append(
+                {"role": "assistant", "content": _NOTES + (unseal(item["encrypted_content"]) or "")}
+            )
+            speaks = False
         elif kind == "function_call_output":
             output = item["output"]
             text = output if isinstance(output, str) else "".join(map(_spelled, output))
             messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
             speaks = False
+        if speech and thought:
+            messages[-1]["reasoning_content"] = messages[-1].get("reasoning_content", "") + thought
+        thought = ""
     return messages
 
 
@@ -95,9 +113,34 @@ def _checked(place: str, item: Item) -> dict[str, Any]:
         identity = {"id": item.id or new_id("fco"), "type": kind, "call_id": item.call_id}
         return {**identity, "status": "completed", "output": output}
     if kind == "reasoning":
-        # What a model has thought is not shown to it again.
-        return {"id": item.id or new_id("rs"), "type": kind, "summary": []}
+        return _reasoning(place, item)
+    if kind == "compaction":
+        where = f"{place}.encrypted_content"
+        if unseal(item.encrypted_content or "") is None:
+            raise invalid(f"{where} must be as /v1/responses/compact has answered it", where)
+        return {"id": item.id or new_id("cmp"), "type": kind, "encrypted_content": item.encrypted_content}
     raise unsupported(f"{place}.type", f"{kind!r} is not supported; use messages and function calls")
+
+
+def _reasoning(place: str, item: Item) -> dict[str, Any]:
+    if isinstance(item.content, str):
+        raise invalid(f"{place}.content must be a list of parts", f"{place}.content")
+    checked: dict[str, Any] = {"id": item.id or new_id("rs"), "type": "reasoning", "summary": []}
+    for name, parts in (("summary", item.summary), ("content", item.content)):
+        for i, part in enumerate(parts or ()):
+            if part.text is None:
+                raise invalid(f"{place}.{name}[{i}].text is required", f"{place}.{name}[{i}].text")
+            written = "summary_text" if name == "summary" else "reasoning_text"
+            checked.setdefault(name, []).append({"type": written, "text": part.text})
+    if item.encrypted_content is not None:
+        checked["encrypted_content"] = item.encrypted_content
+    return checked
+
+
+def _thought(item: dict[str, Any]) -> str:
+    """Templates know which of a conversation's thoughts the model is shown again."""
+    written = "".join(part["text"] for part in item.get("content") or ())
+    return written or unseal(item.get("encrypted_content") or "") or ""
 
 
 def _parts(place: str, content: str | list[Part] | None, written: str) -> list[dict[str, Any]]:

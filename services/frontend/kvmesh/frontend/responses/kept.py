@@ -64,9 +64,6 @@ class Kept:
         if not await self._store.delete(_KIND, owner, id):
             raise _not_found(id, None)
 
-    async def close(self) -> None:
-        await self._store.close()
-
     def _read(self, record: Record) -> KeptResponse:
         kept = KeptResponse(**orjson.loads(record.body))
         if kept.response["status"] in LIVE and time.time() - record.created > self._lost_after_s:

@@ -8,16 +8,19 @@ from kvmesh.frontend.calls import CallDelta
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.scores import Score, chat_logprobs
 from kvmesh.frontend.text import Delta
+from kvmesh.frontend.thoughts import seal
 
 # Without its sequence number, which it gets as it is sent.
 Event = dict[str, Any]
 
 
 class Output:
-    """One item is open at a time: a message with one part of text, or a call."""
+    """One item is open at a time: what the model thinks, a message with one part of text, or a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sealed: bool = False) -> None:
+        """`sealed`: what the model thinks is also sent in `encrypted_content`."""
         self.items: list[dict[str, Any]] = []
+        self._sealed = sealed
         self._open = False
         # Of the open item: its text or arguments, and its scores.
         self._pieces: list[str] = []
@@ -25,8 +28,17 @@ class Output:
 
     def add(self, delta: Delta) -> list[Event]:
         events: list[Event] = []
-        if delta.text or (delta.scores and not delta.calls):
-            if not self._open or self.items[-1]["type"] != "message":
+        if delta.reasoning:
+            if not self._in("reasoning"):
+                item = {"id": new_id("rs"), "type": "reasoning", "summary": [], "content": []}
+                events += self._begin_part(item, _thought(""))
+            self._pieces.append(delta.reasoning)
+            said = {"type": "response.reasoning_text.delta", "delta": delta.reasoning}
+            events.append({**said, **self._part_place()})
+        # Scores alone, such as of a mark of reasoning, are no message.
+        scored = delta.scores and self._in("message") and not delta.calls
+        if delta.text or scored:
+            if not self._in("message"):
                 events += self._begin_message()
             self._pieces.append(delta.text)
             self._scores += delta.scores
@@ -63,6 +75,13 @@ class Output:
             done = {"type": "response.output_text.done", "text": text, "logprobs": part["logprobs"]}
             events.append({**done, **place})
             events.append({"type": "response.content_part.done", **place, "part": part})
+        elif item["type"] == "reasoning":
+            part, place = _thought(text), self._part_place()
+            item["content"] = [part]
+            if self._sealed:
+                item["encrypted_content"] = seal(text)
+            events.append({"type": "response.reasoning_text.done", "text": text, **place})
+            events.append({"type": "response.content_part.done", **place, "part": part})
         else:
             item["arguments"] = text
             done = {"type": "response.function_call_arguments.done", **self._item_place()}
@@ -73,8 +92,12 @@ class Output:
 
     def _begin_message(self) -> list[Event]:
         message = {"id": new_id("msg"), "type": "message", "role": "assistant", "content": []}
-        events = self._begin(message)
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        return self._begin_part(
+            message, {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        )
+
+    def _begin_part(self, item: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+        events = self._begin(item)
         return [*events, {"type": "response.content_part.added", **self._part_place(), "part": part}]
 
     def _add_call(self, piece: CallDelta) -> list[Event]:
@@ -94,6 +117,9 @@ class Output:
         self._open = True
         return [*events, self._item_event("added")]
 
+    def _in(self, kind: str) -> bool:
+        return self._open and self.items[-1]["type"] == kind
+
     def _item_event(self, what: str) -> Event:
         # A copy: the item goes on growing.
         index, item = len(self.items) - 1, dict(self.items[-1])
@@ -104,6 +130,10 @@ class Output:
 
     def _part_place(self) -> dict[str, Any]:
         return {**self._item_place(), "content_index": 0}
+
+
+def _thought(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _logprobs(scores: Any) -> list[dict[str, Any]]:

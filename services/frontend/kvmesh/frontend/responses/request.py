@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, KvmeshOptions, unsupported, validate
 from kvmesh.frontend.protocol.body import INT32_MAX, List
+from kvmesh.frontend.protocol.generation import Effort, Metadata, ServiceTier, UserId
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.protocol.sampling import MAX_TOP_LOGPROBS
 from kvmesh.frontend.responses.items import Item
 
 # Known fields that are not served.
-REFUSED = frozenset(("conversation", "prompt", "context_management"))
+REFUSED = frozenset(("conversation", "prompt", "context_management", "moderation"))
 # Chat's fields -> this API's, in errors.
 NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
@@ -25,11 +26,20 @@ NAMES = {
     "messages": "input",
 }
 _LOGPROBS = "message.output_text.logprobs"
-# Asks for what is never there.
-_EMPTY_INCLUDES = frozenset(("reasoning.encrypted_content",))
-
-Key = Annotated[str, Field(max_length=64)]
-Value = Annotated[str, Field(max_length=512)]
+_SEALED = "reasoning.encrypted_content"
+# What else can be asked for is of tools and inputs that are not served, so it is never there.
+_INCLUDES = frozenset(
+    (
+        _LOGPROBS,
+        _SEALED,
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    )
+)
 
 
 class Format(Body):
@@ -46,8 +56,9 @@ class TextConfig(Body):
 
 
 class Reasoning(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    summary: str | None = None
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class Tool(Body):
@@ -70,26 +81,23 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class InputTokensRequest(Body):
-    """Of the prompt that a response would be given."""
+class ConversationRequest(Body):
+    """Of a conversation, which may have begun with responses that are stored."""
 
     model: str = Field(min_length=1)
-    input: str | List[Item]
+    input: str | List[Item] | None = None
+    """may be absent where a previous response is gone on with"""
     instructions: str | None = None
     previous_response_id: str | None = None
-    text: TextConfig | None = None
-    tools: List[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning: Reasoning | None = None
-    truncation: Literal["auto", "disabled"] | None = None
 
     def check(self) -> None:
         """Raise KvmeshError for what is not served."""
         for name in REFUSED:
             if (self.model_extra or {}).get(name) is not None:
                 raise unsupported(name, "is not supported; remove it")
-        if not self.input:
+        if self.input is None and not self.previous_response_id:
+            raise invalid("input is required, or previous_response_id", "input")
+        if self.input is not None and not self.input:
             raise invalid("input must not be empty", "input")
 
     def chat(self, messages: list[dict[str, Any]]) -> ChatCompletionRequest:
@@ -103,9 +111,23 @@ class InputTokensRequest(Body):
         return [name for name in self.model_extra or {} if name not in REFUSED]
 
     def _chat_fields(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+
+class InputTokensRequest(ConversationRequest):
+    """Of the prompt that a response would be given."""
+
+    text: TextConfig | None = None
+    tools: List[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+
+    def _chat_fields(self) -> dict[str, Any]:
         text, reasoning = self.text or TextConfig(), self.reasoning or Reasoning()
         return {
-            "model": self.model,
+            **super()._chat_fields(),
             "tools": [_tool(f"tools[{i}]", tool) for i, tool in enumerate(self.tools or ())] or None,
             "tool_choice": self._choice(),
             "parallel_tool_calls": self.parallel_tool_calls,
@@ -140,14 +162,14 @@ class ResponsesRequest(InputTokensRequest):
     """answer at once, and go on; needs `store`"""
     max_output_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     include: List[str] | None = None
-    metadata: dict[Key, Value] | None = Field(default=None, max_length=16)
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    metadata: Metadata | None = None
+    service_tier: ServiceTier | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
-    safety_identifier: str | None = None
+    safety_identifier: UserId | None = None
     max_tool_calls: int | None = Field(default=None, ge=1)
     """of built-in tools, of which there are none"""
     kvmesh: KvmeshOptions = KvmeshOptions()
@@ -155,13 +177,19 @@ class ResponsesRequest(InputTokensRequest):
     def stored(self) -> bool:
         return self.store is not False
 
+    def sealed(self) -> bool:
+        """Whether reasoning is also sent in the form in which it can be given back unread."""
+        return _SEALED in (self.include or ())
+
     def check(self) -> None:
         super().check()
         if self.background and not self.stored():
             raise invalid("background needs store not to be false", "background")
         for name in self.include or ():
-            if name != _LOGPROBS and name not in _EMPTY_INCLUDES:
-                raise unsupported("include", f"{name!r} is not supported; remove it")
+            if name not in _INCLUDES:
+                raise invalid(f"include must hold what can be included, not {name[:64]!r}", "include")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options is only allowed when stream is true", "stream_options")
 
     def _chat_fields(self) -> dict[str, Any]:
         return {

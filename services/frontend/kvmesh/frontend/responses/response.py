@@ -24,6 +24,7 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "id": new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
+        "completed_at": None,
         "status": "in_progress",
         "background": bool(body.background),
         "error": None,
@@ -37,7 +38,7 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": reasoning.effort, "summary": None},
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
         "safety_identifier": body.safety_identifier,
         "service_tier": tier,
         "store": body.stored(),
@@ -54,8 +55,7 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": body.truncation or "disabled",
-        "usage": None,
-        "user": body.user,
+        **({"user": body.user} if body.user is not None else {}),
     }
 
 
@@ -63,7 +63,10 @@ def response_usage(answers: Answers) -> dict[str, Any]:
     chat = usage_json(usage(answers))
     return {
         "input_tokens": chat["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": chat["prompt_tokens_details"]["cached_tokens"]},
+        "input_tokens_details": {
+            "cached_tokens": chat["prompt_tokens_details"]["cached_tokens"],
+            "cache_write_tokens": 0,
+        },
         "output_tokens": chat["completion_tokens"],
         "output_tokens_details": {
             "reasoning_tokens": chat["completion_tokens_details"]["reasoning_tokens"],

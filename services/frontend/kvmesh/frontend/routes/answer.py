@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -29,13 +29,21 @@ log = structlog.get_logger()
 _MAX_IGNORED_NAMES = 32
 
 Deltas = AsyncGenerator[tuple[int, Delta]]
+# Keeps the whole answer before its client is told its end. May raise KvmeshError.
+Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class AnswerResponse(Response):
     """Runs the request when it is sent: errors before the first token still become a status of their own."""
 
     def __init__(
-        self, answers: Answers, body: GenerationRequest, ignored: Sequence[str], *, chat: bool
+        self,
+        answers: Answers,
+        body: GenerationRequest,
+        ignored: Sequence[str],
+        *,
+        chat: bool,
+        keep: Keep | None = None,
     ) -> None:
         super().__init__()
         self._answers = answers
@@ -44,6 +52,7 @@ class AnswerResponse(Response):
         self._include_usage = body.include_usage()
         self._tier = body.tier()
         self._ignored = ignored
+        self._keep = keep
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self._answers
@@ -68,6 +77,7 @@ class AnswerResponse(Response):
         ]
         # The role travels with the first piece of text.
         leads = [writer.role() if self._chat else b"" for writer in writers]
+        choices = self._choices() if self._keep is not None else []
         await send(
             {
                 "type": "http.response.start",
@@ -85,11 +95,15 @@ class AnswerResponse(Response):
         try:
             while True:
                 chunk = self._chunk(event, writers, leads)
+                if choices:
+                    choices[event[0]].add(event[1])
                 left -= bool(event[1].finish_reason)
                 if not left:
                     break
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 event = await anext(deltas)
+            if self._keep is not None:
+                await self._keep({**head, "object": "chat.completion", **self._whole(choices)})
         except KvmeshError as error:
             log.warning("answer broken off", request_id=self._answers.call.request_id, error=error.message)
             await send({"type": "http.response.body", "body": error_chunk(error), "more_body": False})
@@ -117,16 +131,13 @@ class AnswerResponse(Response):
         return chunk
 
     async def _send_whole(self, deltas: Deltas, send: Send) -> None:
-        choices = [Choice(i, chat=self._chat) for i in range(len(self._answers.sessions))]
+        choices = self._choices()
         async for number, delta in deltas:
             choices[number].add(delta)
-        body = {
-            **self._head(stream=False),
-            "choices": [choice.json() for choice in choices],
-            "usage": self._usage(),
-            **(self._explained() or {}),
-        }
-        content = orjson.dumps(body)
+        body = {**self._head(stream=False), **self._whole(choices)}
+        if self._keep is not None:
+            await self._keep(body)
+        content = orjson.dumps({**body, **(self._explained() or {})})
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
@@ -134,6 +145,13 @@ class AnswerResponse(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    def _choices(self) -> list[Choice]:
+        return [Choice(i, chat=self._chat) for i in range(len(self._answers.sessions))]
+
+    def _whole(self, choices: list[Choice]) -> dict[str, Any]:
+        """What a whole answer has beside its head."""
+        return {"choices": [choice.json() for choice in choices], "usage": self._usage()}
 
     def _usage(self) -> dict[str, Any]:
         return usage_json(usage(self._answers))

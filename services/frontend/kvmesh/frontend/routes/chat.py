@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -24,5 +25,11 @@ async def create_chat_completion(request: Request) -> Response:
     received = time.monotonic()
     gateway: Gateway = request.app.state.gateway
     body, ignored = parse(ChatCompletionRequest, await read_body(request, gateway.config.max_body_bytes))
-    answers = await chat_answers(gateway, body, request.state.request_id, received=received)
-    return AnswerResponse(answers, body, ignored, chat=True)
+    request_id: str = request.state.request_id
+    answers = await chat_answers(gateway, body, request_id, received=received)
+    if not body.store:
+        if body.metadata:
+            ignored.append("metadata")
+        return AnswerResponse(answers, body, ignored, chat=True)
+    keep = partial(gateway.chats.put, gateway.owner(), body, request_id)
+    return AnswerResponse(answers, body, ignored, chat=True, keep=keep)

@@ -8,9 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.anthropic.answer import MessageResponse
-from kvmesh.frontend.anthropic.errors import error_response
 from kvmesh.frontend.anthropic.request import NAMES, CountTokensRequest, MessagesRequest
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.generation import chat_answers
@@ -28,14 +26,10 @@ async def create_message(request: Request) -> Response:
     received = time.monotonic()
     gateway: Gateway = request.app.state.gateway
     request_id: str = request.state.request_id
-    try:
-        raw = await read_body(request, gateway.config.max_body_bytes)
-        body, _ = parse(MessagesRequest, raw)
-        chat = body.chat()
-        with renamed(NAMES):
-            answers = await chat_answers(gateway, chat, request_id, received=received)
-    except KvmeshError as error:
-        return error_response(error, request_id)
+    body, _ = parse(MessagesRequest, await read_body(request, gateway.config.max_body_bytes))
+    chat = body.chat()
+    with renamed(NAMES):
+        answers = await chat_answers(gateway, chat, request_id, received=received)
     return MessageResponse(answers, body)
 
 
@@ -43,15 +37,12 @@ async def create_message(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """Tokens of the prompt that a conversation would be."""
     gateway: Gateway = request.app.state.gateway
-    request_id: str = request.state.request_id
-    try:
-        raw = await read_body(request, gateway.config.max_body_bytes)
-        body, _ = parse(CountTokensRequest, raw)
-        chat = body.chat()
-        with renamed(NAMES):
-            chat.check()
-            model = gateway.model(chat.model)
-            prompt = await model.tokenizer.encode_chat(chat.conversation(), chat.template_args())
-    except KvmeshError as error:
-        return error_response(error, request_id)
+    body, _ = parse(CountTokensRequest, await read_body(request, gateway.config.max_body_bytes))
+    chat = body.chat()
+    with renamed(NAMES):
+        chat.check()
+        model = gateway.model(chat.model)
+        prompt = await model.tokenizer.encode_chat(
+            chat.conversation(), chat.template_args(), gateway.cache_scope()
+        )
     return JSONResponse({"input_tokens": len(prompt)})

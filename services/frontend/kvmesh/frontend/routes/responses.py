@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,12 +12,14 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.protocol import parse
 from kvmesh.frontend.responses.answer import EventsResponse, WholeResponse
-from kvmesh.frontend.responses.prepare import count, prepare
+from kvmesh.frontend.responses.compaction import CompactRequest
+from kvmesh.frontend.responses.prepare import count, prepare, prepare_compaction
 from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesRequest
 from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.routes.body import read_body
-from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.routes.paging import PAGING, paging
+from kvmesh.frontend.routes.schema import body_schema, query_schema
 
 router = APIRouter()
 
@@ -40,7 +41,18 @@ async def create_response(request: Request) -> Response:
         return JSONResponse(generation.response, headers=headers)
     if body.stream:
         return EventsResponse(generation.events(), ignored)
-    return WholeResponse(generation, ignored)
+    return WholeResponse(generation.result(), request.state.request_id, ignored)
+
+
+@router.post("/v1/responses/compact", openapi_extra=body_schema(CompactRequest))
+async def compact_conversation(request: Request) -> Response:
+    """A conversation made shorter, to be given as the input of its next response."""
+    received = time.monotonic()
+    gateway: Gateway = request.app.state.gateway
+    body, _ = parse(CompactRequest, await read_body(request, gateway.config.max_body_bytes))
+    request_id: str = request.state.request_id
+    compaction = await prepare_compaction(gateway, body, request_id, gateway.owner(), received=received)
+    return WholeResponse(compaction.result(), request_id, body.ignored())
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=body_schema(InputTokensRequest))
@@ -52,7 +64,10 @@ async def count_input_tokens(request: Request) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 
-@router.get("/v1/responses/{id}")
+@router.get(
+    "/v1/responses/{id}",
+    openapi_extra=query_schema(stream={"type": "boolean"}, starting_after={"type": "integer"}),
+)
 async def get_response(request: Request, id: str) -> Response:
     """A stored response; with `stream`, the events of one that is generated in the background."""
     gateway: Gateway = request.app.state.gateway
@@ -99,34 +114,9 @@ async def cancel_response(request: Request, id: str) -> Response:
     return JSONResponse((await gateway.kept.get(owner, id)).response)
 
 
-@router.get("/v1/responses/{id}/input_items")
+@router.get("/v1/responses/{id}/input_items", openapi_extra=query_schema(**PAGING))
 async def list_input_items(request: Request, id: str) -> Response:
     """The items of a stored response's own input, the last one first unless `order` is asc."""
     gateway: Gateway = request.app.state.gateway
     kept = await gateway.kept.get(gateway.owner(), id)
-    limit, order, after = _page(request)
-    items = kept.items if order == "asc" else kept.items[::-1]
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise invalid(f"after names {after!r}, which is not an item of this response", "after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    listed: dict[str, Any] = {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > len(page),
-    }
-    return JSONResponse(listed)
-
-
-def _page(request: Request) -> tuple[int, str, str | None]:
-    query = request.query_params
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not limit.isdecimal() or not 1 <= int(limit) <= 100:
-        raise invalid("limit must be from 1 to 100", "limit")
-    if order not in ("asc", "desc"):
-        raise invalid("order must be asc or desc", "order")
-    return int(limit), order, query.get("after")
+    return JSONResponse(paging(request, "desc").cut(kept.items))

@@ -1,4 +1,4 @@
-"""Request bodies in the served OpenAPI description; FastAPI does not see them, as the routes parse them."""
+"""Bodies and queries in the served OpenAPI description; FastAPI does not see them: the routes parse them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route that takes `kind` as its JSON body."""
     schema = _inline(kind.model_json_schema(), {})
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def query_schema(**parameters: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads these from its query: names -> JSON schemas."""
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in parameters.items()
+        ]
+    }
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

@@ -56,7 +56,9 @@ async def tokenize(request: Request) -> Response:
     else:
         fields = {**(body.model_extra or {}), "model": body.model, "messages": body.messages}
         chat, _ = validate(ChatCompletionRequest, fields)
-        tokens = await model.tokenizer.encode_chat(chat.conversation(), chat.template_args())
+        tokens = await model.tokenizer.encode_chat(
+            chat.conversation(), chat.template_args(), gateway.cache_scope()
+        )
     answer = {"tokens": tokens, "count": len(tokens), "max_model_len": model.info.context_length}
     return JSONResponse(answer)
 

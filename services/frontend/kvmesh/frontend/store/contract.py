@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,20 @@ class Record:
     """id of the record of the same kind and owner that this one continues; empty: none"""
     created: float = field(default_factory=time.time)
     """Unix time"""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """what it is found by; names and values"""
+
+
+class Page(NamedTuple):
+    records: list[Record]
+    """without their labels"""
+    more: bool
+    """whether others follow"""
 
 
 class Store(Protocol):
     """Bounded by age since one was last put, read or continued, and by bytes; the longest unused go first.
+    To be listed is not to be read.
 
     Nothing here blocks the event loop. Everything raises KvmeshError(UNAVAILABLE) where the medium fails;
     nothing is changed then.
@@ -41,7 +52,19 @@ class Store(Protocol):
         """
         ...
 
-    async def get(self, kind: str, owner: str, id: str) -> Record | None: ...
+    async def get(self, kind: str, owner: str, id: str) -> Record | None:
+        """Without its labels."""
+        ...
+
+    async def page(
+        self, kind: str, owner: str, labels: Mapping[str, str], after: str, limit: int, *, newest_first: bool
+    ) -> Page:
+        """At most `limit` of those that have all `labels`, by when they were created, from the one behind
+        the id `after`; empty: from the first.
+
+        Raises KvmeshError(NOT_FOUND) where `after` is not there.
+        """
+        ...
 
     async def delete(self, kind: str, owner: str, id: str) -> bool:
         """Whether it was there."""

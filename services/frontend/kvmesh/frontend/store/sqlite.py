@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from kvmesh.common.config import StoreConfig
 from kvmesh.common.errors import KvmeshError, invalid
-from kvmesh.frontend.store.contract import Record
+from kvmesh.frontend.store.contract import Page, Record
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # Seconds that a process waits for another's write.
@@ -27,12 +27,19 @@ CREATE TABLE IF NOT EXISTS records (
     PRIMARY KEY (kind, id)
 );
 CREATE INDEX IF NOT EXISTS records_used ON records (used);
+CREATE INDEX IF NOT EXISTS records_created ON records (kind, owner, created, id);
+CREATE TABLE IF NOT EXISTS labels (
+    kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (kind, id, name)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept (one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL);
 INSERT OR IGNORE INTO kept VALUES (1, 0);
 CREATE TRIGGER IF NOT EXISTS record_put AFTER INSERT ON records
     BEGIN UPDATE kept SET bytes = bytes + new.size; END;
 CREATE TRIGGER IF NOT EXISTS record_gone AFTER DELETE ON records
     BEGIN UPDATE kept SET bytes = bytes - old.size; END;
+CREATE TRIGGER IF NOT EXISTS labels_gone AFTER DELETE ON records
+    BEGIN DELETE FROM labels WHERE kind = old.kind AND id = old.id; END;
 """
 _CHAIN = f"""
 WITH RECURSIVE chain(depth, {_COLUMNS}) AS (
@@ -61,7 +68,8 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
 
     async def put(self, record: Record) -> None:
-        size = len(record.body)
+        labels = [(record.kind, record.id, *label) for label in record.labels.items()]
+        size = len(record.body) + sum(len(part.encode()) for label in labels for part in label[2:])
         if size > self._max_bytes:
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE,
@@ -79,6 +87,7 @@ class SqliteStore:
                 f"INSERT INTO records ({_COLUMNS}, used, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, now, size),
             )
+            db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?)", labels)
 
         await self._run(run)
 
@@ -113,6 +122,38 @@ class SqliteStore:
                 (now, kind, id, owner),
             ).fetchone()
             return Record(*row) if row else None
+
+        return await self._run(run)
+
+    async def page(
+        self, kind: str, owner: str, labels: Mapping[str, str], after: str, limit: int, *, newest_first: bool
+    ) -> Page:
+        place = "WHERE kind = ? AND owner = ?"
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+
+        def run(db: sqlite3.Connection) -> Page:
+            self._evict(db, self._clock(), 0)
+            where, values = place, [kind, owner]
+            for label in labels.items():
+                where += (
+                    " AND EXISTS (SELECT 1 FROM labels WHERE labels.kind = records.kind"
+                    " AND labels.id = records.id AND name = ? AND value = ?)"
+                )
+                values += label
+            if after:
+                start = db.execute(
+                    f"SELECT created, id FROM records {place} AND id = ?", (kind, owner, after)
+                )
+                begin = start.fetchone()
+                if begin is None:
+                    raise KvmeshError(ErrorCode.ERROR_CODE_NOT_FOUND, f"there is no {after!r}", param="after")
+                where += f" AND (created, id) {beyond} (?, ?)"
+                values += begin
+            found = db.execute(
+                f"SELECT {_COLUMNS} FROM records {where} ORDER BY created {order}, id {order} LIMIT ?",
+                (*values, limit + 1),
+            ).fetchall()
+            return Page([Record(*row) for row in found[:limit]], len(found) > limit)
 
         return await self._run(run)
 

@@ -43,7 +43,8 @@ class Account:
         # At hand. Negative where more was used than had been reserved.
         self._credit: Amounts = dict.fromkeys(DIMENSIONS, 0.0)
         self._waiting: Amounts = dict.fromkeys(DIMENSIONS, 0.0)
-        self._in_use = 0
+        # Requests alive, whether or not there is a limit: one may be set while they run.
+        self._live = 0
         self._lock = asyncio.Lock()
         # Dimension -> the amount that was refused, when it may be there, when to ask again.
         self._refused: dict[Dimension, tuple[float, float, float]] = {}
@@ -60,6 +61,11 @@ class Account:
         """Whether it is asking the ledger just now."""
         return self._lock.locked()
 
+    @property
+    def _in_use(self) -> int:
+        """Permits of the ledger's that live requests have."""
+        return self._live if self.key.limits.concurrency else 0
+
     def change(self, key: Key) -> None:
         """The same key, perhaps with other limits; they hold from now on."""
         self.key = key
@@ -70,26 +76,26 @@ class Account:
 
         Returns without suspending where there is credit enough.
         """
+        live = int(need.get("concurrency", 0))
         limits = self.key.limits
         need = {dimension: amount for dimension, amount in need.items() if getattr(limits, dimension)}
         if not self._covers(need):
             await self._fetch(need)
         for dimension, amount in need.items():
             self._credit[dimension] -= amount
-        self._in_use += int(need.get("concurrency", 0))
+        self._live += live
         self._taken_at = self._clock()
 
     def give(self, amounts: Amounts) -> None:
         """Credit what was charged and not used; negative: charge what was used beyond. Never refused."""
         limits = self.key.limits
+        self._live -= int(amounts.get("concurrency", 0))
         for dimension, amount in amounts.items():
             if getattr(limits, dimension):
                 self._credit[dimension] += amount
                 if amount > 0:
                     self._refused.pop(dimension, None)
                 self.listed = True
-                if dimension == "concurrency":
-                    self._in_use -= int(amount)
 
     def left(self, dimension: Dimension) -> float:
         """What can be used now, as far as this frontend knows; at least 0."""

@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.anthropic import errors as anthropic
-from kvmesh.frontend.failures import error_response
+from kvmesh.frontend.failures import failure
 from kvmesh.frontend.tenants.account import Account
 from kvmesh.frontend.tenants.contract import CALLER, Caller
 from kvmesh.frontend.tenants.ledger import Amounts, Dimension
@@ -20,8 +19,6 @@ from kvmesh.frontend.tenants.tenants import Tenants
 _FREE = frozenset(
     ("/v1/tokenize", "/v1/detokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens")
 )
-# Whose clients read another shape of errors.
-_MESSAGES = "/v1/messages"
 _ONE: Amounts = {"requests": 1, "concurrency": 1}
 
 
@@ -72,11 +69,7 @@ class Gate:
                 await self._app(scope, receive, send_with_limits)
         except KvmeshError as error:
             # The application answers its own; this one is the gate's.
-            if scope["path"].startswith(_MESSAGES):
-                response = anthropic.error_response(error, scope["state"]["request_id"])
-            else:
-                response = error_response(error)
-            await response(scope, receive, send_with_limits)
+            await failure(scope, error)(scope, receive, send_with_limits)
 
 
 def limit_headers(account: Account) -> list[tuple[bytes, bytes]]:
