@@ -8,52 +8,13 @@ from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 
-from fixtures.frontend import Frontend, error_of, frontend, model_info
-from fixtures.scripted_worker import ROLE_AGGREGATED, ScriptedWorker, retryable_error
+from fixtures.embedding_worker import VECTORS, EmbeddingWorker, vector
+from fixtures.frontend import Frontend, error_of, frontend
+from fixtures.scripted_worker import retryable_error
 from fixtures.waiting import eventually
-from kvmesh.v1.common_pb2 import CAPABILITY_EMBED
-from kvmesh.v1.engine_pb2 import (
-    FINISH_REASON_ERROR,
-    FINISH_REASON_STOP,
-    EngineRequest,
-    Finish,
-    RequestStep,
-)
 from kvmesh.v1.frontend_pb2 import EmbedRequest, Prompt, TokenIds
-
-VECTORS = "vectors"
-SIZE = 4
-
-
-def vector(token_ids: list[int]) -> list[float]:
-    raw = np.array([len(token_ids), *token_ids[:3], 0, 0, 0][:SIZE], float)
-    return (raw / np.linalg.norm(raw)).tolist()
-
-
-class EmbeddingWorker(ScriptedWorker):
-    """The longer an input, the sooner its vector."""
-
-    def __init__(self, number: int) -> None:
-        info = model_info(
-            name=VECTORS, aliases=[], capabilities=[CAPABILITY_EMBED], embedding_size=SIZE, context_length=8
-        )
-        super().__init__(f"aggregated-{number}", ROLE_AGGREGATED, info, lambda _: [])
-
-    async def _run(self, request: EngineRequest, steps: asyncio.Queue[RequestStep]) -> None:
-        await self.stall.wait()
-        await asyncio.sleep(0.02 / len(request.token_ids))
-        self.live.pop(request.id, None)
-        if self.failure is not None:
-            finish = Finish(reason=FINISH_REASON_ERROR, error=self.failure)
-            steps.put_nowait(RequestStep(id=request.id, finish=finish))
-            return
-        ids = list(request.token_ids)
-        steps.put_nowait(
-            RequestStep(id=request.id, embedding=vector(ids), finish=Finish(reason=FINISH_REASON_STOP))
-        )
 
 
 @pytest.fixture

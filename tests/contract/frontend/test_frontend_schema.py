@@ -14,6 +14,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
+from fixtures.embedding_worker import VECTORS, EmbeddingWorker
 from fixtures.frontend import MODEL, Split
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -61,6 +62,8 @@ def send_examples(operation: Any, url: str, mode: GenerationMode, ids: dict[str,
             left = data.draw(st.sets(st.sampled_from(others), max_size=FIELDS)) if others else ()
             case.body = {name: case.body[name] for name in (*needed, *left)}
             case.body |= {name: value for name, value in KNOWN.items() if name in case.body}
+            if operation.path == "/v1/embeddings":
+                case.body["model"] = VECTORS
             if data.draw(st.booleans()):
                 case.body |= {name: value for name, value in SAID.items() if name in schema["properties"]}
         if there and "id" in case.path_parameters and data.draw(st.booleans()):
@@ -81,6 +84,8 @@ def send_examples(operation: Any, url: str, mode: GenerationMode, ids: dict[str,
 @pytest.mark.parametrize("mode", list(GenerationMode))
 async def test_nothing_that_is_sent_is_the_gateways_fault(split: Split, mode: GenerationMode) -> None:
     client = split.front.openai
+    embeds = EmbeddingWorker(1)
+    await split.front.join(embeds)
     chat = await client.chat.completions.create(model=MODEL, messages=HELLO, store=True)
     response = await client.responses.create(model=MODEL, input=HELLO)
     ids = {"/v1/chat/completions/": chat.id, "/v1/responses/": response.id}
@@ -90,3 +95,4 @@ async def test_nothing_that_is_sent_is_the_gateways_fault(split: Split, mode: Ge
         unanswered = {label for label, statuses in seen.items() if 200 not in statuses}
         assert unanswered == {"GET /v1/models/{name}", "POST /v1/responses/{id}/cancel"}
     await split.idle()
+    await embeds.kill()

@@ -56,7 +56,7 @@ class Gateway:
 
         Raises KvmeshError(PERMISSION_DENIED) for a tenant that is not its key's.
         """
-        return "" if self._share_cache else cache_salt_of(tenant_of(CALLER.get(), tenant))
+        return "" if self._share_cache else cache_salt_of("", tenant_of(CALLER.get(), tenant))
 
     def call(
         self,
