@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
-from fixtures.mesh import Mesh, wait_until
+from fixtures.mesh import Mesh, wait_for, wait_until
+from kvmesh.cli.app import app
+from kvmesh.common.errors import KvmeshError
 
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    config = {
-        "engine": {"kind": "mock"},
-        "workers": {"prefill": 1, "decode": 2, "aggregated": 1},
-        "kvbm": {"enabled": False},
-    }
-    mesh = Mesh(tmp_path_factory.mktemp("routers"), config)
-    try:
-        mesh.command("up", "--config", str(mesh.file), "--routers", "2", "--detach")
-        yield mesh
-    finally:
-        mesh.down()
+@pytest.fixture
+def mesh(replicated_mesh: Mesh) -> Mesh:
+    return replicated_mesh
 
 
 class Load:
@@ -89,7 +81,7 @@ async def test_a_router_killed_under_load_fails_no_request(mesh: Mesh) -> None:
     await wait_until(lambda: in_step(mesh), 60, "the routers to hear each other")
     load = Load(mesh.url)
     load.start(8)
-    for process in ("router", "router-1", "router"):
+    for process in ("router", "router-1"):
         await load.more(16)
         old = await asyncio.to_thread(mesh.kill, process)
         await load.more(16)
@@ -108,17 +100,27 @@ async def test_a_router_killed_under_load_fails_no_request(mesh: Mesh) -> None:
     assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_foreign_leases") == 0
 
 
-async def test_commands_ask_every_router(mesh: Mesh) -> None:
-    await wait_until(lambda: in_step(mesh), 60, "the routers to hear each other")
-    ids = [mesh.chat("why?")["id"] for _ in range(2)]
-    for request_id in ids:
-        (decision,) = json.loads(mesh.command("router", "explain", request_id, "--json").stdout)
+def test_commands_ask_every_router(mesh: Mesh) -> None:
+    wait_for(lambda: in_step(mesh), 60, "the routers to hear each other")
+
+    def run(*arguments: str) -> str:
+        home = {"KVMESH_HOME": str(mesh.home), "COLUMNS": "200"}
+        result = CliRunner().invoke(app, list(arguments), env=home, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    # One after another, they are placed by both.
+    for _ in range(2):
+        request_id = mesh.chat("why?", kvmesh={"explain": True})["kvmesh"]["request_id"]
+        (decision,) = json.loads(run("router", "explain", request_id, "--json"))
         assert decision["request_id"] == request_id
-    shown = json.loads(mesh.command("router", "set", "max_waiting", "77", "--json").stdout)
-    assert [router["max_waiting"] for router in shown] == [77, 77]
-    assert len(json.loads(mesh.command("index", "stats", "--json").stdout)) == 2
-    assert mesh.command("status").stdout.count("in step") == 2
+    settings = json.loads(run("router", "set", "max_waiting", "77", "--json"))
+    assert [router["max_waiting"] for router in settings] == [77, 77]
+    assert len(json.loads(run("index", "stats", "--json"))) == 2
+    assert run("status").count("in step") == 2
     assert [p["name"] for p in mesh.status()["processes"] if p["role"] == "router"] == ["router", "router-1"]
-    # The same mesh is wanted: it runs.
-    again = mesh.command("up", "--config", str(mesh.file), "--routers", "2", "--detach")
-    assert "already running" in again.stdout
+    # It is running as it is wanted, and not with another number of routers.
+    up = ("up", "--config", str(mesh.file), "--detach", "--routers")
+    assert "already running" in run(*up, "2")
+    with pytest.raises(KvmeshError, match="differs in `router`"):
+        run(*up, "3")

@@ -69,7 +69,7 @@ async def report(mesh: RouterMesh, replica: int, lease: int, **said: object) -> 
 
 async def test_each_decides_on_the_load_of_both(mesh: RouterMesh) -> None:
     blocks = list(range(1, 200))
-    prompt = RouteRequest(block_hashes=blocks, prompt_tokens=199 * PAGE_SIZE)
+    prompt = RouteRequest(block_hashes=blocks, prompt_tokens=199 * PAGE_SIZE + 5)
     placed = await mesh.routers[0].Route(prompt)
     computes = placed.placement.prefill.id or placed.placement.decode.id
     state = await agreed(mesh)
@@ -77,7 +77,7 @@ async def test_each_decides_on_the_load_of_both(mesh: RouterMesh) -> None:
     again = await mesh.routers[1].Select(SelectRequest(route=prompt))
     assert (again.placement.prefill.id or again.placement.decode.id) == computes
     assert again.expected.cached.device == 199 * PAGE_SIZE
-    other = RouteRequest(block_hashes=range(1_000, 1_199), prompt_tokens=199 * PAGE_SIZE)
+    other = RouteRequest(block_hashes=range(1_000, 1_199), prompt_tokens=199 * PAGE_SIZE + 5)
     elsewhere = await mesh.routers[1].Select(SelectRequest(route=other))
     assert (elsewhere.placement.prefill.id or elsewhere.placement.decode.id) != computes
     # Its holder goes on by the other router.
