@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,7 @@ from kvmesh.common.metrics import RouterMetrics
 from kvmesh.core import Placed, Refused
 from kvmesh.router.decisions import Decision
 from kvmesh.router.model import Model
-from kvmesh.v1.common_pb2 import CachedTokens
-from kvmesh.v1.router_pb2 import LeaseReport, Placement
+from kvmesh.v1.router_pb2 import LeaseReport, RouteRequest, RouteResponse
 
 # Leases whose holder's stream broke live on for so long without a report; holders report every second.
 ORPHANED_S = 5.0
@@ -27,11 +26,11 @@ class Live:
     """A lease of this router's own. Its decision is there until the first token, where it was made here."""
 
     model: Model
-    placement: Placement
     prompt_tokens: int
-    cached: CachedTokens
-    # Hashes of the prompt's whole blocks, until it is computed.
-    blocks: Sequence[int]
+    # For its hashes: None once the prompt is computed.
+    request: RouteRequest | None
+    # For the placement, and what was expected.
+    response: RouteResponse
     decision: Decision | None
     placed_ms: float
     # When it was last reported on, or placed.
@@ -137,24 +136,32 @@ class Leases:
         began = time.perf_counter()
         now, selector = self._now(), live.model.selector
         live.heard_ms = now
+        prefilled, output_tokens, ended = report.prefill_done, report.output_tokens, report.ended
         outcomes = selector.progress(
             now,
             lease,
-            prefilled=report.prefill_done,
-            output_tokens=report.output_tokens,
+            prefilled=prefilled,
+            output_tokens=output_tokens,
             transfer_ms=report.transfer_ms,
         )
         if live.decision is not None:
             self._learn(live, live.decision, report, now)
-        moved = _move(live, report)
-        if report.ended:
+        soon = ended
+        if not live.prefilled and (prefilled or output_tokens):
+            live.prefilled = soon = True
+            live.request = None
+            live.transfer_ms = report.transfer_ms
+        if output_tokens > live.output_tokens:
+            soon |= not live.output_tokens
+            live.output_tokens = output_tokens
+        if ended:
             freed = selector.end(now, lease)
             outcomes = (outcomes or []) + (freed or [])
             del self._live[lease]
             self._metrics.leases_ended.labels("reported").inc()
         elif outcomes is None:
             del self._live[lease]
-        self._changed(lease, soon=moved or report.ended)
+        self._changed(lease, soon=soon)
         if outcomes is None:
             return False
         if outcomes or selector.held:
@@ -175,15 +182,3 @@ class Leases:
             self._metrics.ttft_actual.inc(actual / 1000)
             self._metrics.ttft_predicted.inc(placed.ttft_ms / 1000)
             self._metrics.ttft_error.observe(abs(actual - placed.ttft_ms) / 1000)
-
-
-def _move(live: Live, report: LeaseReport) -> bool:
-    """Note how far a lease is, as its selector does; whether its prompt or its first token is new."""
-    prefilled = live.prefilled or report.prefill_done or report.output_tokens > 0
-    moved = prefilled != live.prefilled or (report.output_tokens > 0 and not live.output_tokens)
-    live.prefilled = prefilled
-    live.output_tokens = max(live.output_tokens, report.output_tokens)
-    live.transfer_ms = live.transfer_ms or report.transfer_ms
-    if prefilled:
-        live.blocks = ()
-    return moved

@@ -238,16 +238,7 @@ class Routing:
         if request.explain:
             response.candidates.extend(decision.candidates())
         now = self.turns.now()
-        lease = Live(
-            model,
-            response.placement,
-            request.prompt_tokens,
-            cached,
-            request.block_hashes,
-            decision,
-            placed_ms=now,
-            heard_ms=now,
-        )
+        lease = Live(model, request.prompt_tokens, request, response, decision, placed_ms=now, heard_ms=now)
         self.leases.add(placed.lease, lease)
         count_placed(self._metrics, request.prompt_tokens, placed, cached)
         count_shadows(self._metrics, placed)

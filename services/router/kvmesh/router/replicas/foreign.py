@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvmesh.router.leases import Leases, Live, Settle
 from kvmesh.router.model import Model
 from kvmesh.v1.replicas_pb2 import LeaseProgress, ToldLease
-from kvmesh.v1.router_pb2 import LeaseReport, Placement
+from kvmesh.v1.router_pb2 import Expectation, LeaseReport, RouteRequest, RouteResponse
 
 
 @dataclass(slots=True)
@@ -57,6 +57,11 @@ class Foreign:
         """Whose it is; None where it is not known."""
         held = self._held.get(lease)
         return held.replica if held is not None else None
+
+    def ended(self, lease: int) -> bool:
+        """Whether it was reported here that it ended, and its owner has not said so."""
+        held = self._held.get(lease)
+        return held is not None and held.ended
 
     # What their owners say.
 
@@ -179,15 +184,15 @@ def _kept(told: ToldLease) -> ToldLease:
 
 def _own(told: ToldLease, model: Model, now: float) -> Live:
     """A lease that its owner leaves behind."""
-    placement = Placement(decode=told.decode)
+    response = RouteResponse(expected=Expectation(cached=told.cached))
+    response.placement.decode.CopyFrom(told.decode)
     if told.HasField("prefill"):
-        placement.prefill.CopyFrom(told.prefill)
+        response.placement.prefill.CopyFrom(told.prefill)
     return Live(
         model,
-        placement,
         told.prompt_tokens,
-        told.cached,
-        told.block_hashes[:],
+        None if told.prefilled else RouteRequest(block_hashes=told.block_hashes),
+        response,
         decision=None,
         placed_ms=now,
         heard_ms=now,

@@ -263,12 +263,14 @@ class Gossip:
         self._unclaimed[lease] = report, self._now() + SILENT_MS
 
     def _claim(self, message: ReplicaMessage) -> None:
-        """Reports have waited for what the message tells."""
-        if self._unclaimed:
-            for told in message.batch.opened:
-                waiting = self._unclaimed.pop(told.lease_id, None)
-                if waiting is not None:
-                    self.report(waiting[0])
+        """Reports may have waited for what the message tells; or it tells of leases that ended here, as their
+        owner has not heard of it, or is another one by now."""
+        for told in message.batch.opened:
+            waiting = self._unclaimed.pop(told.lease_id, None)
+            if waiting is not None:
+                self.report(waiting[0])
+            elif self.foreign.ended(told.lease_id):
+                self.report(LeaseReport(lease_id=told.lease_id, ended=True))
 
     def _lag(self, peer: Peer) -> float:
         first = next((at for sequence, at in self._untaken if sequence > peer.taken), None)

@@ -128,13 +128,13 @@ class Ledger:
 
 
 def _told(lease: int, live: Live) -> ToldLease:
-    placement = live.placement
+    placement = live.response.placement
     told = ToldLease(
         lease_id=lease,
         model=live.model.name,
         prompt_tokens=live.prompt_tokens,
-        cached=live.cached,
-        block_hashes=live.blocks[:_MOST_BLOCKS],
+        cached=live.response.expected.cached,
+        block_hashes=live.request.block_hashes[:_MOST_BLOCKS] if live.request is not None else (),
         prefilled=live.prefilled,
         output_tokens=live.output_tokens,
         takeovers=live.takeovers,
