@@ -122,8 +122,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             raise
 
     def state(self) -> router_pb2.GetStateResponse:
-        stats = self._feed.index.stats()
         routing = self.routing
+        # What is over by now is not in it.
+        routing.tick()
+        stats = self._feed.index.stats()
         return router_pb2.GetStateResponse(
             policy=routing.settings.policy,
             temperature=routing.settings.temperature,
