@@ -68,8 +68,9 @@ class Replicas:
             if handle is not None:
                 handle.cancel()
         self._flush = self._beat = None
-        if self._gossip is not None:
-            self._gossip.leave()
+        gossip, self._gossip = self._gossip, None
+        if gossip is not None:
+            gossip.leave()
 
     def leases(self) -> list[int]:
         """Those of the others that decisions count with."""
