@@ -6,20 +6,18 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from fixtures.mesh import Mesh, running, wait_for, wait_until
+from fixtures.mesh import Mesh, wait_for, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    config = {"engine": {"kind": "mock"}, "workers": {"prefill": 1, "decode": 1}}
-    yield from running(tmp_path_factory.mktemp("restarts"), config)
+@pytest.fixture
+def mesh(replicated_mesh: Mesh) -> Mesh:
+    return replicated_mesh
 
 
 def kill_and_wait(mesh: Mesh, process: str, timeout: float = 60) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -18,124 +18,26 @@ import yaml
 
 from fixtures.holders import PAGE_SIZE, Holder, worker_info
 from fixtures.nats import NatsServer
-from fixtures.ports import free_port
+from fixtures.router import RouterMesh
 from fixtures.waiting import eventually
-from kvmesh.common.bus import Bus
-from kvmesh.common.config import Config, load_config
-from kvmesh.common.discovery import Discovery, make_discovery
 from kvmesh.common.errors import KvmeshError
-from kvmesh.common.grpc.client import Channels
-from kvmesh.v1.common_pb2 import Role, Tier, WorkerInfo
+from kvmesh.v1.common_pb2 import Role, Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import (
     ConfigureRequest,
     ExplainRequest,
     GetRatesRequest,
-    GetStateRequest,
     GetStateResponse,
     LeaseReport,
     ReportRequest,
     RouteRequest,
-    RouteResponse,
     SelectRequest,
 )
-from kvmesh.v1.router_pb2_grpc import RouterServiceStub
-
-
-class Mesh:
-    """A router process and whatever workers a test registers."""
-
-    def __init__(self, directory: Path, nats: NatsServer) -> None:
-        self.directory = directory
-        self.file = directory / "mesh.yaml"
-        self.file.write_text(
-            yaml.safe_dump(
-                {
-                    "nats": {"url": nats.url},
-                    "discovery": {"heartbeat_s": 0.1, "ttl_s": 3.0},
-                    "router": {"port": free_port(), "metrics_port": free_port(), "lease_ttl_s": 3.0},
-                    "kvbm": {"port": free_port()},
-                    "home": str(directory),
-                }
-            )
-        )
-        self.config: Config = load_config(self.file)
-        self.channels = Channels()
-        self.router = RouterServiceStub(self.channels.get(self.config.router.effective_address()))
-        self.process: subprocess.Popen[bytes] | None = None
-        self.registered: dict[str, tuple[Bus, Discovery]] = {}
-        self.holders: list[Holder] = []
-        self.bus = Bus(nats.url, "test")
-
-    def start_router(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("KVMESH_")}
-        with (self.directory / "router.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "kvmesh.router", "--config", str(self.file)],
-                stderr=log,
-                env=environment,
-            )
-
-    def stop_router(self, number: int = signal.SIGKILL) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
-        self.process = None
-        return code
-
-    async def register(self, info: WorkerInfo, *, events: bool = False) -> Holder | None:
-        """A worker appears; with `events` one that has a cache."""
-        holder = None
-        if events:
-            holder = Holder(info.id, self.bus, node=info.node)
-            info.address = await holder.serve()
-            self.holders.append(holder)
-        bus = Bus(self.config.nats.effective_url(), info.id)
-        discovery = make_discovery(self.config, bus)
-        await bus.start()
-        await discovery.register(lambda: info)
-        self.registered[info.id] = bus, discovery
-        return holder
-
-    async def vanish(self, worker_id: str) -> None:
-        """The worker's process dies."""
-        bus, _ = self.registered.pop(worker_id)
-        await bus.close()
-
-    async def state(self) -> GetStateResponse:
-        """The router's state, once it answers."""
-        return await self.router.GetState(GetStateRequest(), timeout=60, wait_for_ready=True)
-
-    async def until(
-        self, condition: Callable[[GetStateResponse], object], timeout: float = 30.0
-    ) -> GetStateResponse:
-        """The router's state as soon as `condition` holds of it."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        while not condition(state := await self.state()):
-            assert asyncio.get_running_loop().time() < deadline, f"still {state}"
-            await asyncio.sleep(0.02)
-        return state
-
-    async def route_and_end(self, request: RouteRequest) -> RouteResponse:
-        response = await self.router.Route(request)
-        await self.router.Report(ReportRequest(reports=[LeaseReport(lease_id=response.lease.id, ended=True)]))
-        return response
-
-    async def close(self) -> None:
-        if self.process is not None:
-            self.stop_router()
-        for bus, discovery in self.registered.values():
-            await discovery.close()
-            await bus.close()
-        for holder in self.holders:
-            await holder.stop()
-        await self.bus.close()
-        await self.channels.close()
 
 
 @pytest.fixture
-async def mesh(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Mesh]:
-    mesh = Mesh(tmp_path, nats)
+async def mesh(tmp_path: Path, nats: NatsServer) -> AsyncIterator[RouterMesh]:
+    mesh = RouterMesh(tmp_path, nats)
     await mesh.bus.start()
     mesh.start_router()
     yield mesh
@@ -146,13 +48,13 @@ def ids(state: GetStateResponse) -> set[str]:
     return {worker.info.id for worker in state.workers}
 
 
-async def refused(mesh: Mesh, request: RouteRequest) -> KvmeshError:
+async def refused(mesh: RouterMesh, request: RouteRequest) -> KvmeshError:
     with pytest.raises(grpc.RpcError) as caught:
         await mesh.router.Route(request)
     return KvmeshError.from_rpc(caught.value, "router")
 
 
-async def test_a_split_request_from_route_to_end(mesh: Mesh) -> None:
+async def test_a_split_request_from_route_to_end(mesh: RouterMesh) -> None:
     await mesh.state()
     error = await refused(mesh, RouteRequest(model="tiny"))
     assert error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY
@@ -203,7 +105,7 @@ async def test_a_split_request_from_route_to_end(mesh: Mesh) -> None:
     assert all(not (w.leases or w.queued_prefill_tokens or w.active_blocks) for w in state.workers)
 
 
-async def test_a_selection_takes_nothing_out(mesh: Mesh) -> None:
+async def test_a_selection_takes_nothing_out(mesh: RouterMesh) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         await mesh.router.Select(SelectRequest(), wait_for_ready=True, timeout=60)
     assert KvmeshError.from_rpc(caught.value, "router").code == ErrorCode.ERROR_CODE_NO_WORKER_READY
@@ -235,7 +137,7 @@ async def test_a_selection_takes_nothing_out(mesh: Mesh) -> None:
     assert again.candidates[0].terms["queue"] > 0
 
 
-async def test_a_router_explains_itself_and_is_changed(mesh: Mesh) -> None:
+async def test_a_router_explains_itself_and_is_changed(mesh: RouterMesh) -> None:
     await mesh.register(worker_info("a"))
     await mesh.register(worker_info("b"))
     await mesh.until(lambda s: ids(s) == {"a", "b"})
@@ -259,7 +161,7 @@ async def test_a_router_explains_itself_and_is_changed(mesh: Mesh) -> None:
     assert (state.policy, state.temperature) == ("random", 0.5)
 
 
-async def test_a_log_is_replayed_by_the_command(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_log_is_replayed_by_the_command(mesh: RouterMesh, tmp_path: Path) -> None:
     mesh.stop_router()
     configured = yaml.safe_load(mesh.file.read_text())
     log = tmp_path / "decisions"
@@ -300,7 +202,7 @@ async def test_a_log_is_replayed_by_the_command(mesh: Mesh, tmp_path: Path) -> N
     assert "kv by the rates given" in shown
 
 
-async def test_a_route_that_its_caller_gives_up_is_taken_back(mesh: Mesh) -> None:
+async def test_a_route_that_its_caller_gives_up_is_taken_back(mesh: RouterMesh) -> None:
     await mesh.register(worker_info("a"))
     await mesh.until(lambda s: ids(s) == {"a"})
     first = await mesh.router.Route(RouteRequest(prompt_tokens=8000))
@@ -313,7 +215,7 @@ async def test_a_route_that_its_caller_gives_up_is_taken_back(mesh: Mesh) -> Non
     await mesh.until(lambda s: s.leases == 0)
 
 
-async def test_workers_leave(mesh: Mesh) -> None:
+async def test_workers_leave(mesh: RouterMesh) -> None:
     await mesh.register(worker_info("a"), events=True)
     await mesh.register(worker_info("b"), events=True)
     await mesh.until(lambda s: ids(s) == {"a", "b"})
@@ -324,7 +226,7 @@ async def test_workers_leave(mesh: Mesh) -> None:
     assert (await refused(mesh, RouteRequest())).code == ErrorCode.ERROR_CODE_NO_WORKER_READY
 
 
-async def test_routing_goes_on_without_nats(mesh: Mesh, nats: NatsServer) -> None:
+async def test_routing_goes_on_without_nats(mesh: RouterMesh, nats: NatsServer) -> None:
     holder = await mesh.register(worker_info("a"), events=True)
     assert holder is not None
     await mesh.until(lambda s: ids(s) == {"a"})
@@ -342,7 +244,7 @@ async def test_routing_goes_on_without_nats(mesh: Mesh, nats: NatsServer) -> Non
     assert response.expected.cached.device == 48
 
 
-async def test_a_restarted_router_knows_again(mesh: Mesh) -> None:
+async def test_a_restarted_router_knows_again(mesh: RouterMesh) -> None:
     holder = await mesh.register(worker_info("a"), events=True)
     assert holder is not None
     await mesh.until(lambda s: ids(s) == {"a"})
@@ -353,7 +255,7 @@ async def test_a_restarted_router_knows_again(mesh: Mesh) -> None:
     await mesh.until(lambda s: s.index.blocks == 1000 and s.index.workers == 1, timeout=30)
 
 
-async def test_the_node_store_counts_for_its_engines(mesh: Mesh) -> None:
+async def test_the_node_store_counts_for_its_engines(mesh: RouterMesh) -> None:
     store = Holder(mesh.config.kvbm.id, mesh.bus, tier=Tier.TIER_HOST, node=mesh.config.node)
     await store.serve(mesh.config.kvbm.port)
     mesh.holders.append(store)
@@ -372,7 +274,7 @@ async def test_the_node_store_counts_for_its_engines(mesh: Mesh) -> None:
     await mesh.until(lambda s: s.index.blocks == 0)
 
 
-async def test_an_orderly_stop_and_the_http_side(mesh: Mesh) -> None:
+async def test_an_orderly_stop_and_the_http_side(mesh: RouterMesh) -> None:
     await mesh.state()
     base = f"http://127.0.0.1:{mesh.config.router.metrics_port}"
     async with httpx.AsyncClient(base_url=base) as client:

@@ -38,6 +38,16 @@ def test_defaults_need_no_file() -> None:
     assert config.router.effective_address() == "127.0.0.1:8100"
 
 
+def test_routers_are_one_address_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = ["a:1", "b:2"]
+    assert load_config(None, {"router": {"address": several}}).router.effective_addresses() == several
+    monkeypatch.setenv("KVMESH_ROUTER__ADDRESS", "router:8100")
+    assert load_config().router.effective_addresses() == ["router:8100"]
+    monkeypatch.setenv("KVMESH_ROUTER__ADDRESS", '["a:1", "b:2"]')
+    config = load_config().router
+    assert (config.effective_addresses(), config.effective_address()) == (several, "a:1")
+
+
 def test_precedence_is_override_environment_file_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +79,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("router: {zzzz: 1}", "known keys:"),
         ("router: {port: 70000}", "`router.port`"),
         ("router: {port: x}", "`router.port`"),
+        ("router: {address: 'a:1', replicas: 2}", "`address` must list all 2 replicas"),
         ("kvbm: {eviction: mru}", "`kvbm.eviction`"),
         ("kvbm: {nvme: {size: 1}}", "unknown key `kvbm.nvme.size`"),
         ("- a", "must be a mapping"),

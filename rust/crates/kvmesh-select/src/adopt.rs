@@ -65,6 +65,8 @@ impl Selector {
         let known = (cached / self.config.block_tokens) as usize;
         self.returns
             .missed(&adopted.blocks[known.min(adopted.blocks.len())..]);
+        // It may have been here before, and its blocks with it.
+        self.speculation.withdraw(lease);
         self.speculation.add(lease, adopted.prefill, adopted.blocks);
         true
     }

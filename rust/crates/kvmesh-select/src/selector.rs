@@ -139,6 +139,11 @@ impl Selector {
         self.speculation.len()
     }
 
+    /// Blocks that count as cached although no event said so yet, and a digest of them: equal in replicas that agree.
+    pub fn speculated(&self) -> (usize, u64) {
+        self.speculation.digest()
+    }
+
     /// How well predictions hold.
     pub fn errors(&self) -> Errors {
         self.errors

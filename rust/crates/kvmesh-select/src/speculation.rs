@@ -31,6 +31,16 @@ impl Speculation {
         self.leases.len()
     }
 
+    /// Blocks with entries, and the sum of their hashes modulo 2^64: equal where the same blocks are speculated on, whatever
+    /// the workers are called.
+    pub fn digest(&self) -> (usize, u64) {
+        let sum = self
+            .blocks
+            .keys()
+            .fold(0, |sum: u64, &hash| sum.wrapping_add(hash));
+        (self.blocks.len(), sum)
+    }
+
     /// A lease's prompt is going to be cached on a worker.
     pub fn add(&mut self, lease: u64, worker: WorkerId, chain: Box<[u64]>) {
         let Some(&last) = chain.last() else {

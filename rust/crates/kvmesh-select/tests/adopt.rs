@@ -63,6 +63,7 @@ proptest! {
                 prop_assert_eq!(here.selector.slots(id), there.selector.slots(id));
             }
             prop_assert_eq!(here.selector.speculative(), there.selector.speculative());
+            prop_assert_eq!(here.selector.speculated(), there.selector.speculated());
         }
         for lease in leases {
             there.end(lease);
@@ -125,4 +126,26 @@ fn a_lease_that_is_not_heard_of_ends_by_its_time() {
         kvmesh_select::Slots::default()
     );
     assert_eq!(there.selector.speculative(), 0);
+}
+
+#[test]
+fn a_lease_that_comes_again_is_speculated_on_once() {
+    let (mut there, ids) = Bench::new(immediate(), &[Role::Aggregated]);
+    let adopted = Adopted {
+        lease: 5,
+        prefill: ids[0],
+        decode: ids[0],
+        prompt_tokens: 640,
+        cached: [0; 4],
+        blocks: [1, 2, 3].into(),
+        prefilled: false,
+        output_tokens: 0,
+    };
+    assert!(adopt(&mut there, adopted.clone()));
+    // Its blocks are still waited for when it ends.
+    assert!(there.progress(5, true, 1) && there.end(5));
+    assert!(adopt(&mut there, adopted));
+    assert_eq!(there.selector.speculated(), (3, 6));
+    assert!(there.end(5));
+    assert_eq!(there.selector.speculated(), (0, 0));
 }

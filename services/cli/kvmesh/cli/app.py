@@ -50,6 +50,7 @@ def up(
     prefill: Annotated[int | None, typer.Option(metavar="N", min=0, help="Prefill workers.")] = None,
     decode: Annotated[int | None, typer.Option(metavar="N", min=0, help="Decode workers.")] = None,
     aggregated: Annotated[int | None, typer.Option(metavar="N", min=0, help="Aggregated workers.")] = None,
+    routers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Replicas of the router.")] = None,
     alias: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="A further name of a model; may be repeated."),
@@ -69,6 +70,7 @@ def up(
       kvmesh up --prefill 0 --decode 0 --aggregated 1    # requests are not split
       kvmesh up --model ./one --model ./other            # both behind one endpoint, workers for each
       kvmesh up --engine mock                            # all but the model is real
+      kvmesh up --routers 2                              # one may die, and no request fails
       kvmesh up --alias gpt-4o=default                   # for clients that insist on a name
     """
     from kvmesh.cli import up as starting
@@ -77,6 +79,7 @@ def up(
     overrides: dict[str, dict[str, Any]] = {
         "engine": {"kind": engine},
         "workers": workers,
+        "router": {"replicas": routers},
     }
     if alias:
         overrides["frontend"] = {"aliases": dict(map(parse_alias, alias))}

@@ -200,7 +200,7 @@ def _run(
     async def run() -> _T:
         channels = mesh_channels(file)
         try:
-            return await ask(Audit(channels), routers or [running_config(file).router.effective_address()])
+            return await ask(Audit(channels), routers or running_config(file).router.effective_addresses())
         finally:
             await channels.close()
 

@@ -30,12 +30,40 @@ def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None)
     """Every process, in the order they are shown. Ports in `config` are final; workers get free ones here."""
     base = base_environment(os.environ if inherited is None else inherited, home)
     specs = [] if config.nats.url else [_nats(config, home, base)]
-    specs.append(_role("router", config, config.router, "kvmesh.v1.RouterService", home, base, _CORE))
+    specs.extend(_routers(config, home, base))
     if config.kvbm.enabled:
         specs.append(_role("kvbm", config, config.kvbm, "kvmesh.v1.KvbmService", home, base, _CORE))
     specs.extend(_workers(config, home, base))
     specs.extend(_frontends(config, home, base))
     return specs
+
+
+def _routers(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
+    """The first has the configured ports, the rest those that `ports.assign` has put into the addresses."""
+    service, router = "kvmesh.v1.RouterService", config.router
+    yield _role("router", config, router, service, home, base, _CORE)
+    others = router.effective_addresses()[1:] if router.replicas > 1 else []
+    for number, address in enumerate(others[: router.replicas - 1], start=1):
+        port = int(address.rpartition(":")[2])
+        listen = router.model_copy(update={"port": port, "metrics_port": free_port(router.host)})
+        environment = {
+            "KVMESH_ROUTER__PORT": str(listen.port),
+            "KVMESH_ROUTER__METRICS_PORT": str(listen.metrics_port),
+        }
+        if log := router.decision_log.path:
+            # A log is one router's alone.
+            environment["KVMESH_ROUTER__DECISION_LOG__PATH"] = f"{log}-{number}"
+        yield _role(
+            f"router-{number}",
+            config,
+            listen,
+            service,
+            home,
+            base | environment,
+            _CORE,
+            module="kvmesh.router",
+            role="router",
+        )
 
 
 def _frontends(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import grpc
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kvmesh.cli.options import ConfigFile
@@ -34,6 +35,8 @@ from kvmesh.v1.router_pb2 import (
 from kvmesh.v1.router_pb2_grpc import RouterServiceStub
 
 DEADLINE_S = 5.0
+# A router that does not answer; its replicas may.
+_AWAY = (ErrorCode.ERROR_CODE_UNAVAILABLE, ErrorCode.ERROR_CODE_DEADLINE_EXCEEDED)
 
 app = typer.Typer(no_args_is_help=True, help="Ask the routers why, and change what holds.")
 
@@ -318,23 +321,34 @@ def _cached(candidate: Candidate) -> str:
 def _run(
     ask: Callable[[RouterServiceStub, str], Awaitable[_T]], routers: list[str] | None, file: Path | None
 ) -> list[_T]:
-    """What every router answers. Raises KvmeshError."""
+    """What the routers answer; says which do not. Raises KvmeshError where one refuses, or none answers."""
+    failures: list[KvmeshError] = []
 
-    async def one(channels: Channels, address: str) -> _T:
+    async def one(channels: Channels, address: str) -> list[_T]:
         try:
-            return await ask(RouterServiceStub(channels.get(address)), address)
+            return [await ask(RouterServiceStub(channels.get(address)), address)]
         except grpc.RpcError as error:
-            raise KvmeshError.from_rpc(error, f"router {address}") from None
+            problem = KvmeshError.from_rpc(error, f"router {address}")
+            if problem.code not in _AWAY:
+                raise problem from None
+            failures.append(problem)
+            return []
 
     async def run() -> list[_T]:
         channels = mesh_channels(file)
         try:
-            addresses = routers or [running_config(file).router.effective_address()]
-            return await asyncio.gather(*(one(channels, address) for address in addresses))
+            addresses = routers or running_config(file).router.effective_addresses()
+            answers = await asyncio.gather(*(one(channels, address) for address in addresses))
+            return [answer for of_one in answers for answer in of_one]
         finally:
             await channels.close()
 
-    return asyncio.run(run())
+    answers = asyncio.run(run())
+    if not answers and failures:
+        raise failures[0]
+    for failure in failures:
+        Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(failure.message)}")
+    return answers
 
 
 def _table(*columns: str, whole: int = 0) -> Table:

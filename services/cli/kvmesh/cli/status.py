@@ -37,25 +37,28 @@ async def collect(home: Home) -> dict[str, Any] | None:
     config = home.read_config()
     channels = Channels(MeshTls.of(config.tls))
     try:
-        router, kvbm, bus = await asyncio.gather(
-            _router(config, channels), _kvbm(config, channels), _nats(config)
+        addresses = config.router.effective_addresses()
+        routers, kvbm, bus = await asyncio.gather(
+            asyncio.gather(*(_router(address, channels) for address in addresses)),
+            _kvbm(config, channels),
+            _nats(config),
         )
-        workers = await _workers(status, router.pop("workers", []), channels)
+        known = [router.pop("workers", []) for router in routers]
+        workers = await _workers(status, next(filter(None, known), []), channels)
     finally:
         await channels.close()
     return {
         "mesh": status.model_dump(mode="json", exclude={"processes", "supervisor"})
         | {"home": str(home.root), "pid": owner.pid},
         "workers": workers,
-        "router": router,
+        "routers": routers,
         "kvbm": kvbm,
         "nats": bus,
         "processes": _processes(status),
     }
 
 
-async def _router(config: Config, channels: Channels) -> dict[str, Any]:
-    address = config.router.effective_address()
+async def _router(address: str, channels: Channels) -> dict[str, Any]:
     stub = RouterServiceStub(channels.get(address))
     try:
         state = await stub.GetState(router_pb2.GetStateRequest(), timeout=DEADLINE_S)
@@ -68,6 +71,8 @@ async def _router(config: Config, channels: Channels) -> dict[str, Any]:
         "leases_expired_total": state.leases_expired_total,
         "bus_connected": state.bus_connected,
         "index": _fields(state.index),
+        "replica": state.replica_id,
+        "replicas": [_fields(replica) for replica in state.replicas],
         "workers": list(state.workers),
     }
 

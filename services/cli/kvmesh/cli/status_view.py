@@ -106,21 +106,8 @@ def _tiers(stores: list[dict[str, Any]]) -> Table:
 
 
 def _lines(document: dict[str, Any]) -> list[Text]:
-    router, bus = document["router"], document["nats"]
-    lines = []
-    if "error" in router:
-        lines.append(_line("router", router["error"], "red"))
-    else:
-        index = router["index"]
-        lines.append(
-            _line(
-                "router",
-                f"policy {router['policy']} · {router['leases']} leases · index: {index['blocks']:,} blocks "
-                f"on {index['workers']} workers, {_bytes(index['bytes'])}",
-            )
-        )
-        if not router["bus_connected"]:
-            lines.append(_line("", "not connected to NATS: routing by the last known state", "yellow"))
+    bus = document["nats"]
+    lines = [line for router in document["routers"] for line in _router(router)]
     lines += [_line(store["id"], store["error"], "red") for store in document["kvbm"] if "error" in store]
     for store in document["kvbm"]:
         if (nvme := store.get("nvme")) and nvme["problem"]:
@@ -129,6 +116,25 @@ def _lines(document: dict[str, Any]) -> list[Text]:
         lines.append(_line("nats", f"{bus['url']} · version {bus['version']} · {bus['rtt_ms']:.1f} ms"))
     else:
         lines.append(_line("nats", f"{bus['url']}: {bus['error']}", "red"))
+    return lines
+
+
+def _router(router: dict[str, Any]) -> list[Text]:
+    if "error" in router:
+        return [_line("router", f"{router['address']}: {router['error']}", "red")]
+    index = router["index"]
+    lines = [
+        _line(
+            "router",
+            f"policy {router['policy']} · {router['leases']} leases · index: {index['blocks']:,} blocks "
+            f"on {index['workers']} workers, {_bytes(index['bytes'])}",
+        )
+    ]
+    for replica in router["replicas"]:
+        state = "in step" if replica["in_sync"] else f"{replica['lag_ms'] / 1000:.1f} s behind"
+        lines.append(_line("", f"hears {replica['id']}: {replica['leases']} leases of its own, {state}"))
+    if not router["bus_connected"]:
+        lines.append(_line("", "not connected to NATS: routing by the last known state", "yellow"))
     return lines
 
 

@@ -200,7 +200,7 @@ class GetStateRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStateResponse(_message.Message):
-    __slots__ = ("policy", "workers", "index", "leases", "leases_expired_total", "bus_connected", "holders", "temperature", "held")
+    __slots__ = ("policy", "workers", "index", "leases", "leases_expired_total", "bus_connected", "holders", "temperature", "held", "replica_id", "lease_digest", "replicas")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,9 @@ class GetStateResponse(_message.Message):
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     workers: _containers.RepeatedCompositeFieldContainer[RoutedWorker]
     index: IndexStats
@@ -219,7 +222,36 @@ class GetStateResponse(_message.Message):
     holders: _containers.RepeatedCompositeFieldContainer[IndexedHolder]
     temperature: float
     held: int
-    def __init__(self, policy: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[RoutedWorker, _Mapping]]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., leases: _Optional[int] = ..., leases_expired_total: _Optional[int] = ..., bus_connected: _Optional[bool] = ..., holders: _Optional[_Iterable[_Union[IndexedHolder, _Mapping]]] = ..., temperature: _Optional[float] = ..., held: _Optional[int] = ...) -> None: ...
+    replica_id: str
+    lease_digest: LeaseDigest
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaState]
+    def __init__(self, policy: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[RoutedWorker, _Mapping]]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., leases: _Optional[int] = ..., leases_expired_total: _Optional[int] = ..., bus_connected: _Optional[bool] = ..., holders: _Optional[_Iterable[_Union[IndexedHolder, _Mapping]]] = ..., temperature: _Optional[float] = ..., held: _Optional[int] = ..., replica_id: _Optional[str] = ..., lease_digest: _Optional[_Union[LeaseDigest, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ...) -> None: ...
+
+class LeaseDigest(_message.Message):
+    __slots__ = ("leases", "lease_sum", "speculative_blocks", "speculative_sum")
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SUM_FIELD_NUMBER: _ClassVar[int]
+    SPECULATIVE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SPECULATIVE_SUM_FIELD_NUMBER: _ClassVar[int]
+    leases: int
+    lease_sum: int
+    speculative_blocks: int
+    speculative_sum: int
+    def __init__(self, leases: _Optional[int] = ..., lease_sum: _Optional[int] = ..., speculative_blocks: _Optional[int] = ..., speculative_sum: _Optional[int] = ...) -> None: ...
+
+class ReplicaState(_message.Message):
+    __slots__ = ("id", "incarnation", "leases", "in_sync", "lag_ms")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    IN_SYNC_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    incarnation: int
+    leases: int
+    in_sync: bool
+    lag_ms: float
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., leases: _Optional[int] = ..., in_sync: _Optional[bool] = ..., lag_ms: _Optional[float] = ...) -> None: ...
 
 class IndexedHolder(_message.Message):
     __slots__ = ("id", "incarnation", "sequence", "live", "address", "digests")

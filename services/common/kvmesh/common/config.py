@@ -207,8 +207,10 @@ class TenantsConfig(Section):
 class RouterConfig(Listen):
     port: Port = 8100
     metrics_port: Port = 8101
-    address: str = ""
-    """host:port the frontend uses; empty: this section's own host and port"""
+    replicas: int = Field(default=1, ge=1, le=16)
+    """routers that `kvmesh up` starts; the first has this section's ports, the others free ones"""
+    address: str | list[str] = ""
+    """host:port the frontend uses, or a list of all replicas'; empty: this section's own host and port"""
     policy: str = "kv"
     """kv, round-robin, random, least-loaded, power-of-two, session, or one that a package adds"""
     temperature: float = Field(default=0.0, ge=0)
@@ -229,8 +231,20 @@ class RouterConfig(Listen):
     """policies that look on: what they would have chosen is counted and shown, and changes nothing"""
     decision_log: DecisionLogConfig = DecisionLogConfig()
 
+    @model_validator(mode="after")
+    def _addressed(self) -> RouterConfig:
+        if self.address and self.replicas > len(self.effective_addresses()):
+            raise ValueError(f"`address` must list all {self.replicas} replicas, or be empty")
+        return self
+
+    def effective_addresses(self) -> list[str]:
+        """Of all replicas."""
+        named = [self.address] if isinstance(self.address, str) else self.address
+        return [address for address in named if address] or [f"{self.advertised_host()}:{self.port}"]
+
     def effective_address(self) -> str:
-        return self.address or f"{self.advertised_host()}:{self.port}"
+        """Of the first, for whoever needs one."""
+        return self.effective_addresses()[0]
 
 
 class NvmeTierConfig(Section):

@@ -146,6 +146,25 @@ class RouterMetrics:
         self.leases = Gauge(f"{p}_leases", "leases held now")
         self.leases_ended = Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
         self.unknown_leases = Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
+        self.replicas = Gauge(f"{p}_replicas", "other replicas that are heard")
+        self.foreign_leases = Gauge(f"{p}_foreign_leases", "leases of other replicas, counted with here")
+        self.replica_lag = Gauge(
+            f"{p}_replica_lag_seconds", "age of the oldest change that another replica has not acknowledged"
+        )
+        self.replica_messages = Counter(
+            f"{p}_replica_messages_total", "messages of other replicas, by what they showed", ["result"]
+        )
+        self.replica_resyncs = Counter(
+            f"{p}_replica_resyncs_total", "times all leases of a replica were asked for", ["why"]
+        )
+        self.replica_reports = Counter(
+            f"{p}_replica_reports_total",
+            "reports on leases of other replicas: forwarded, taken by the owner, or dropped",
+            ["result"],
+        )
+        self.replica_takeovers = Counter(
+            f"{p}_replica_takeovers_total", "leases taken over from replicas that were lost"
+        )
         self.workers = Gauge(f"{p}_workers", "workers by role and state", ["role", "state"])
         self.batches = Counter(f"{p}_index_batches_total", "KV event batches", ["result"])
         self.gaps = Counter(f"{p}_index_gaps_total", "gaps in the holders' sequences, each repaired")

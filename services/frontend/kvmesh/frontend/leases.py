@@ -1,15 +1,17 @@
-"""Tells the router how its leases fare, many in one report.
+"""Tells the routers how their leases fare, many in one report.
 
 A live lease is reported again and again, whether it moved or not, so a long request never expires; its
-end is reported at once. Reports that cannot be delivered are dropped: what they would have freed, the
+end is reported at once. A lease is reported to the router that gave it out; where that one is lost, to
+another replica from then on. Reports that cannot be delivered are dropped: what they would have freed, the
 router reclaims by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
+from kvmesh.frontend.router_link import RouterLink
+from kvmesh.frontend.routers import Routers
 from kvmesh.v1.router_pb2 import Lease, LeaseReport
 
 # Ends, finished prefills and first tokens wait this long for company.
@@ -29,11 +31,14 @@ class HeldLease:
         "_transfer_ms",
         "id",
         "output_tokens",
+        "router",
         "ttl_s",
     )
 
-    def __init__(self, leases: Leases, lease: Lease) -> None:
+    def __init__(self, leases: Leases, lease: Lease, router: RouterLink) -> None:
         self._leases = leases
+        # Whom it is reported to.
+        self.router = router
         self._prefill_done = False
         self._first_token = False
         self._transfer_ms = 0.0
@@ -78,8 +83,9 @@ class HeldLease:
 class Leases:
     """All leases a process holds. Belongs to one event loop; idle while it holds none."""
 
-    def __init__(self, send: Callable[[list[LeaseReport]], None]) -> None:
-        self._send = send
+    def __init__(self, routers: Routers) -> None:
+        self._routers = routers
+        routers.when_lost(self._on_lost)
         self._live: dict[int, HeldLease] = {}
         self._due: dict[int, HeldLease] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -87,8 +93,9 @@ class Leases:
     def __len__(self) -> int:
         return len(self._live)
 
-    def hold(self, lease: Lease) -> HeldLease:
-        held = HeldLease(self, lease)
+    def hold(self, lease: Lease, router: RouterLink) -> HeldLease:
+        """`router` gave it out."""
+        held = HeldLease(self, lease, router)
         self._live[held.id] = held
         self._wake_in(self._renew_s())
         return held
@@ -132,5 +139,14 @@ class Leases:
         """All that are live, and those that have ended."""
         due = {**self._live, **self._due}
         self._due.clear()
-        if due:
-            self._send([lease.report() for lease in due.values()])
+        by_router: dict[RouterLink, list[LeaseReport]] = {}
+        for lease in due.values():
+            lease.router = self._routers.reachable(lease.router)
+            by_router.setdefault(lease.router, []).append(lease.report())
+        for router, reports in by_router.items():
+            router.report(reports)
+
+    def _on_lost(self, router: RouterLink) -> None:
+        """Its replicas end its leases, unless they hear soon that these are in use."""
+        if any(lease.router is router for lease in self._live.values()):
+            self._wake_in(_SOON_S)

@@ -1,4 +1,4 @@
-"""Every way out of the frontend: the router, and one stream to each worker in use."""
+"""Every way out of the frontend: a stream to each router, and to each worker in use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kvmesh.common.tls import MeshTls
 from kvmesh.frontend.link import Link
 from kvmesh.frontend.placement import Placer
 from kvmesh.frontend.placement_fallback import FallbackPlacement
-from kvmesh.frontend.router_link import RouterLink
+from kvmesh.frontend.routers import Routers
 from kvmesh.v1.router_pb2 import WorkerRef
 
-# Seconds the router has to take the last reports.
+# Seconds the routers have to take the last reports.
 _LAST_REPORTS_S = 0.5
 # A worker's process (its incarnation) and which of its two streams.
 _LinkKey = tuple[str, int, bool]
@@ -34,9 +34,9 @@ class Mesh:
 
     def __init__(self, config: Config, discovery: Discovery) -> None:
         self._hub = StreamHub(tls=MeshTls.of(config.tls))
-        self._router = RouterLink(self._hub, config.router.effective_address())
+        self._routers = Routers(self._hub, config.router.effective_addresses())
         self._links: dict[_LinkKey, Link] = {}
-        self.placer = Placer(self._router, FallbackPlacement(discovery))
+        self.placer = Placer(self._routers, FallbackPlacement(discovery))
         # Seconds an answer waits for a worker to go on at.
         self.recovery_s = config.frontend.recovery_s
         # Requests alive now.
@@ -61,7 +61,7 @@ class Mesh:
         for link in list(self._links.values()):
             link.close()
         self.placer.leases.close()
-        self._router.end()
+        self._routers.end()
         # The last reports must reach the wire.
         await self._hub.drained(_LAST_REPORTS_S)
         self._hub.close()

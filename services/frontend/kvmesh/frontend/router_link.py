@@ -1,9 +1,11 @@
-"""One long-lived stream to the router, shared by all requests of this process."""
+"""One long-lived stream to one router, shared by all requests of this process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kvmesh.common import telemetry
@@ -37,11 +39,19 @@ class RouterLink:
 
     def __init__(self, hub: StreamHub, address: str) -> None:
         self.address = address
+        # Times of `time.monotonic`: when the stream broke last; until when the router is left alone.
+        self.lost_at = -math.inf
+        self.silent_until = 0.0
+        self._lost: Callable[[RouterLink], object] | None = None
         self._hub = hub
         self._stream: Stream | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._next_number = 0
         self._message: RouteStreamRequest | None = None
+
+    def when_lost(self, callback: Callable[[RouterLink], object]) -> None:
+        """Call `callback` each time the stream breaks."""
+        self._lost = callback
 
     async def route(self, request: RouteRequest, timeout: float, patience: float) -> RouteResponse:
         """The router's answer. Raises KvmeshError: its refusal, UNAVAILABLE, or DEADLINE_EXCEEDED.
@@ -68,7 +78,7 @@ class RouterLink:
             self._waiting.pop(number, None)
 
     def report(self, reports: Iterable[LeaseReport]) -> None:
-        """Send reports; without a router they are lost, and what they would have freed expires there."""
+        """Send reports; without this router they are lost, and what they would have freed expires there."""
         self._next_message().reports.extend(reports)
 
     def end(self) -> None:
@@ -103,11 +113,14 @@ class RouterLink:
 
     def on_closed(self, error: KvmeshError | None) -> None:
         self._stream = None
+        self.lost_at = time.monotonic()
         why = error.message if error is not None else "it closed the stream"
         lost = f"router at {self.address}: {why}"
         for waiting in self._waiting.values():
             if not waiting.answer.done():
                 waiting.answer.set_exception(KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, lost))
+        if self._lost is not None:
+            self._lost(self)
 
     def _be_patient(self, number: int, waiting: _Waiting) -> None:
         waiting.timer.cancel()

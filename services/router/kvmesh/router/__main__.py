@@ -65,6 +65,7 @@ async def serve(config: Config) -> None:
         await discovery.start()
         await feed.start()
         service.start()
+        await service.replicas.start(f"{config.node}:{server.port}")
         # Without workers, too: saying that none is ready is an answer.
         server.set_ready(True)
         await server.wait_for_stop()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvmesh.common.metrics import RouterMetrics
 from kvmesh.core import Placed, Refused
 from kvmesh.router.decisions import Decision
 from kvmesh.router.model import Model
-from kvmesh.v1.router_pb2 import LeaseReport
+from kvmesh.v1.router_pb2 import LeaseReport, RouteRequest, RouteResponse
 
 # Leases whose holder's stream broke live on for so long without a report; holders report every second.
 ORPHANED_S = 5.0
@@ -22,13 +23,40 @@ Settle = Callable[[Model, list[Placed | Refused], float], None]
 
 @dataclass(slots=True)
 class Live:
-    """A lease. Its decision is there until the first token."""
+    """A lease of this router's own. Its decision is there until the first token, where it was made here."""
 
     model: Model
-    placed_ms: float
+    prompt_tokens: int
+    # For its hashes: None once the prompt is computed.
+    request: RouteRequest | None
+    # For the placement, and what was expected.
+    response: RouteResponse
     decision: Decision | None
+    placed_ms: float
     # When it was last reported on, or placed.
     heard_ms: float
+    prefilled: bool = False
+    output_tokens: int = 0
+    # As reported with its computed prompt.
+    transfer_ms: float = 0.0
+    # Replicas that owned it before.
+    takeovers: int = 0
+
+
+class Others(Protocol):
+    """The other replicas of this router, as far as its leases concern them."""
+
+    def changed(self, lease: int, *, soon: bool) -> None:
+        """A lease of this router's own began, moved, was renewed or ended; `soon`: decisions turn on it."""
+        ...
+
+    def expired(self, lease: int) -> None:
+        """The selector has reclaimed a lease of another replica."""
+        ...
+
+    def report(self, report: LeaseReport) -> bool:
+        """A report on a lease that is not this router's own; whether another one is known to own it."""
+        ...
 
 
 class Leases:
@@ -39,21 +67,41 @@ class Leases:
         self._settle = settle
         self._metrics = metrics
         self._live: dict[int, Live] = {}
+        self._others: Others | None = None
 
-    def add(self, lease: int, model: Model, decision: Decision) -> None:
-        """A placement took it out."""
-        now = self._now()
-        self._live[lease] = Live(model, now, decision, now)
+    def tell(self, others: Others) -> None:
+        """Let the other replicas know from now on."""
+        self._others = others
+
+    def __iter__(self) -> Iterator[int]:
+        """This router's own."""
+        return iter(self._live)
+
+    def get(self, lease: int) -> Live | None:
+        """One of this router's own."""
+        return self._live.get(lease)
+
+    def add(self, lease: int, live: Live) -> None:
+        """It is this router's own from now on: placed here, or taken over from a replica that is gone."""
+        self._live[lease] = live
+        self._changed(lease, soon=True)
+
+    def give_up(self, lease: int) -> None:
+        """It is another replica's own from now on; the selector keeps it."""
+        del self._live[lease]
+        self._changed(lease, soon=True)
 
     def expired(self, leases: Collection[int]) -> None:
         """The selector has reclaimed them."""
         for lease in leases:
-            self._live.pop(lease, None)
-        if leases:
-            self._metrics.leases_ended.labels("expired").inc(len(leases))
+            if self._live.pop(lease, None) is not None:
+                self._metrics.leases_ended.labels("expired").inc()
+                self._changed(lease, soon=True)
+            elif self._others is not None:
+                self._others.expired(lease)
 
     def report(self, reports: Iterable[LeaseReport]) -> list[int]:
-        """Account for how leases fare; the ids of those not held here."""
+        """Account for how leases fare; the ids of those that no replica is known to hold."""
         unknown = [report.lease_id for report in reports if not self._report(report)]
         if unknown:
             self._metrics.unknown_leases.inc(len(unknown))
@@ -77,35 +125,52 @@ class Leases:
                 self._metrics.leases_ended.labels("orphaned").inc()
                 del self._live[lease]
                 freed = live.model.selector.end(self._now(), lease)
+                self._changed(lease, soon=True)
                 self._settle(live.model, freed or [], time.perf_counter())
 
     def _report(self, report: LeaseReport) -> bool:
-        live = self._live.get(report.lease_id)
+        lease = report.lease_id
+        live = self._live.get(lease)
         if live is None:
-            return False
+            return self._others is not None and self._others.report(report)
         began = time.perf_counter()
         now, selector = self._now(), live.model.selector
         live.heard_ms = now
+        prefilled, output_tokens, ended = report.prefill_done, report.output_tokens, report.ended
         outcomes = selector.progress(
             now,
-            report.lease_id,
-            prefilled=report.prefill_done,
-            output_tokens=report.output_tokens,
+            lease,
+            prefilled=prefilled,
+            output_tokens=output_tokens,
             transfer_ms=report.transfer_ms,
         )
         if live.decision is not None:
             self._learn(live, live.decision, report, now)
-        if report.ended:
-            freed = selector.end(now, report.lease_id)
+        soon = ended
+        if not live.prefilled and (prefilled or output_tokens):
+            live.prefilled = soon = True
+            live.request = None
+            live.transfer_ms = report.transfer_ms
+        if output_tokens > live.output_tokens:
+            soon |= not live.output_tokens
+            live.output_tokens = output_tokens
+        if ended:
+            freed = selector.end(now, lease)
             outcomes = (outcomes or []) + (freed or [])
-            del self._live[report.lease_id]
+            del self._live[lease]
             self._metrics.leases_ended.labels("reported").inc()
+        elif outcomes is None:
+            del self._live[lease]
+        self._changed(lease, soon=soon)
         if outcomes is None:
-            del self._live[report.lease_id]
             return False
         if outcomes or selector.held:
             self._settle(live.model, outcomes, began)
         return True
+
+    def _changed(self, lease: int, *, soon: bool) -> None:
+        if self._others is not None:
+            self._others.changed(lease, soon=soon)
 
     def _learn(self, live: Live, decision: Decision, report: LeaseReport, now: float) -> None:
         """How far the predicted time to the first token was off."""

@@ -13,7 +13,8 @@ from kvmesh.router.placement import usable
 from kvmesh.router.policies import Policies, judge
 from kvmesh.router.priors import prior
 from kvmesh.v1.common_pb2 import Role, WorkerInfo
-from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace
+from kvmesh.v1.replicas_pb2 import ToldLease
+from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace, WorkerRef
 
 # SGLang's own choice on most accelerators; for engines that do not say.
 PASS_TOKENS = 8192
@@ -21,6 +22,8 @@ PASS_TOKENS = 8192
 FAR_MS = 300_000
 # Up to so many candidates all of them are kept of every decision.
 EXPLAINED = 16
+# No selector has such a worker.
+NOBODY = 2**64 - 1
 
 _ROLES = {
     Role.ROLE_PREFILL: "prefill",
@@ -115,6 +118,25 @@ class Model:
             policy=policy,
         )
 
+    def adopt(self, told: ToldLease) -> bool:
+        """Count a lease in that another replica has given out. False where a worker of it is not known here,
+        or not in that life: there it weighs nothing."""
+        decode = self._member_of(told.decode)
+        prefill = self._member_of(told.prefill) if told.HasField("prefill") else decode
+        cached = told.cached
+        self.selector.adopt(
+            self._now(),
+            told.lease_id,
+            prefill=prefill,
+            decode=decode,
+            prompt_tokens=told.prompt_tokens,
+            cached=(cached.device, cached.host, cached.nvme, cached.network),
+            blocks=told.block_hashes[:],
+            prefilled=told.prefilled,
+            output_tokens=told.output_tokens,
+        )
+        return NOBODY not in (prefill, decode)
+
     def withdraw(self, number: int) -> None:
         self.selector.withdraw(number, now=self._now())
 
@@ -204,6 +226,10 @@ class Model:
     def _known(self, worker_ids: Iterable[str]) -> list[int]:
         """Those of them that are there."""
         return [self._members[worker_id].id for worker_id in worker_ids if worker_id in self._members]
+
+    def _member_of(self, ref: WorkerRef) -> int:
+        member = self._members.get(ref.id)
+        return member.id if member is not None and member.info.incarnation == ref.incarnation else NOBODY
 
     def _add(self, info: WorkerInfo) -> None:
         pool = self._pools.setdefault(_pool(info), len(self._pools))

@@ -24,7 +24,7 @@ from kvmesh.router.counts import count_placed, count_shadows
 from kvmesh.router.decision_log import DecisionLogs
 from kvmesh.router.decisions import Decision, Decisions, cached_proto
 from kvmesh.router.index import IndexFeed
-from kvmesh.router.leases import Leases
+from kvmesh.router.leases import Leases, Live
 from kvmesh.router.model import Model, stable_hash
 from kvmesh.router.policies import Policies
 from kvmesh.router.prefetch import Prefetches
@@ -76,7 +76,7 @@ class Routing:
         self._logs = DecisionLogs(config.decision_log, f"{random.getrandbits(64):016x}", self._metrics)
         self.decisions = Decisions(config.explained_requests)
         self.turns = Turns(clock, self.tick, self._due)
-        self.leases = Leases(self.turns.now, self._settle, self._metrics)
+        self.leases = Leases(self.turns.now, self.settle, self._metrics)
         self.models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
         self._waiting: dict[int, Waiting] = {}
@@ -126,7 +126,7 @@ class Routing:
             self._metrics.refusals.labels(ErrorCode.Name(error.code)).inc()
             raise
         self._waiting[number] = Waiting(model, request, answer)
-        self._settle(model, outcomes, began)
+        self.settle(model, outcomes, began)
         return number
 
     def cancel(self, number: int) -> bool:
@@ -169,7 +169,7 @@ class Routing:
         if changes:
             log.info("settings changed", by=by, **changes)
             for model in self.models.values():
-                self._settle(model, model.set(self.policies, changes, by), began)
+                self.settle(model, model.set(self.policies, changes, by), began)
         return self.settings
 
     def tick(self) -> None:
@@ -180,7 +180,7 @@ class Routing:
             outcomes, expired = model.selector.tick(now)
             self.leases.expired(expired)
             if outcomes:
-                self._settle(model, outcomes, began)
+                self.settle(model, outcomes, began)
         self._logs.count(self.models.values())
         self.turns.arm()
 
@@ -209,7 +209,7 @@ class Routing:
         except LookupError:
             raise placement.none_ready(workers, model.name, request.exclude_worker_ids) from None
 
-    def _settle(self, model: Model, outcomes: list[Placed | Refused], began: float) -> None:
+    def settle(self, model: Model, outcomes: list[Placed | Refused], began: float) -> None:
         """Answer those whom a call decided on that began at a `time.perf_counter`."""
         if outcomes:
             each = (time.perf_counter() - began) / len(outcomes)
@@ -228,7 +228,6 @@ class Routing:
         request = waiting.request
         decision = Decision.of(request, model, placed)
         self.decisions.add(decision)
-        self.leases.add(placed.lease, model, decision)
         cached = cached_proto(placed.cached)
         response = router_pb2.RouteResponse(
             placement=placement_proto(prefill, decode, self._random),
@@ -238,6 +237,9 @@ class Routing:
         )
         if request.explain:
             response.candidates.extend(decision.candidates())
+        now = self.turns.now()
+        lease = Live(model, request.prompt_tokens, request, response, decision, placed_ms=now, heard_ms=now)
+        self.leases.add(placed.lease, lease)
         count_placed(self._metrics, request.prompt_tokens, placed, cached)
         count_shadows(self._metrics, placed)
         waiting.answer(response)

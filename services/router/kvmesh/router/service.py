@@ -17,6 +17,7 @@ from kvmesh.common.discovery import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.prefetch import Prefetches
+from kvmesh.router.replicas.replicas import Replicas
 from kvmesh.router.routing import Routing
 from kvmesh.v1 import router_pb2, router_pb2_grpc
 from kvmesh.v1.common_pb2 import Role, WorkerInfo, WorkerState
@@ -42,6 +43,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self._bus = bus
         self._feed = feed
         self.routing = Routing(discovery, feed, config, random=random, clock=clock, prefetches=prefetches)
+        self.replicas = Replicas(self.routing, discovery, bus)
         self._generation = -1
         self._workers = metrics.router().workers
         discovery.subscribe(self._on_members)
@@ -51,6 +53,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self.routing.start()
 
     def close(self) -> None:
+        self.replicas.close()
         self.routing.close()
 
     async def Route(
@@ -119,8 +122,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             raise
 
     def state(self) -> router_pb2.GetStateResponse:
-        stats = self._feed.index.stats()
         routing = self.routing
+        # What is over by now is not in it.
+        routing.tick()
+        stats = self._feed.index.stats()
         return router_pb2.GetStateResponse(
             policy=routing.settings.policy,
             temperature=routing.settings.temperature,
@@ -138,6 +143,19 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             leases_expired_total=sum(model.selector.expired for model in routing.models.values()),
             held=routing.held,
             bus_connected=self._bus.connected,
+            replica_id=self.replicas.me,
+            lease_digest=self._digest(),
+            replicas=self.replicas.state(),
+        )
+
+    def _digest(self) -> router_pb2.LeaseDigest:
+        own, foreign = list(self.routing.leases), self.replicas.leases()
+        speculated = [model.selector.speculated for model in self.routing.models.values()]
+        return router_pb2.LeaseDigest(
+            leases=len(own) + len(foreign),
+            lease_sum=(sum(own) + sum(foreign)) % 2**64,
+            speculative_blocks=sum(blocks for blocks, _ in speculated),
+            speculative_sum=sum(of for _, of in speculated) % 2**64,
         )
 
     def _routed(self, info: WorkerInfo) -> router_pb2.RoutedWorker:

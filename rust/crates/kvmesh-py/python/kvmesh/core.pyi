@@ -426,6 +426,10 @@ class Selector:
     def speculative(self) -> int:
         """Leases whose blocks count as cached although no event said so yet."""
 
+    @property
+    def speculated(self) -> tuple[int, int]:
+        """Blocks that count as cached although no event said so yet, and the sum of their hashes modulo 2^64."""
+
 def replay(
     path: str | os.PathLike[str],
     *,

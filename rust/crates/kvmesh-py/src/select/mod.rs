@@ -491,4 +491,10 @@ impl PySelector {
     fn speculative(&self) -> usize {
         self.driver.selector().speculative()
     }
+
+    /// Blocks that count as cached although no event said so yet, and the sum of their hashes modulo 2^64.
+    #[getter]
+    fn speculated(&self) -> (usize, u64) {
+        self.driver.selector().speculated()
+    }
 }

@@ -1,0 +1,1 @@
+"""Replicas of the router: each tells the others of its leases, so that all decide on the same load."""
