@@ -68,7 +68,7 @@ impl BlockStore {
         self.block_bytes
     }
 
-    /// Stores a block, on the disk where memory has none worth less; whether it is there now. Waits while blocks that leave for it are being written below.
+    /// Stores a block, in a lower tier where memory has none worth less; whether it is there now. Waits while blocks that leave for it are being written below.
     pub fn put(&self, digest: Digest, data: &[u8]) -> Result<bool> {
         self.check(data.len())?;
         self.store.wait_spilled(self.namespace, PATIENCE);
@@ -79,7 +79,10 @@ impl BlockStore {
                 true
             }
             Some(Reservation::Present) => true,
-            Some(Reservation::Full) | None => self.store.put_below(self.namespace, digest, data)?,
+            Some(Reservation::Full) | None => {
+                self.store.put_below(self.namespace, digest, data)?
+                    || self.store.put_objects(self.namespace, digest, data)?
+            }
         };
         self.store.stored();
         Ok(stored)

@@ -12,9 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use super::{Archived, Shared};
 use crate::block::{self, Reservation, Reserved};
 use crate::error::{Error, Result};
-use crate::tiers::{NamespaceId, ObjectTier, Tier};
+use crate::tiers::{NamespaceId, ObjectTier, Slot, Tier};
 
-/// What waits takes at most this part of the host tier's bytes: it should still be there when it is written.
+/// What waits takes at most this part of the host tier's bytes: it stays there until it is written.
 const PART: u64 = 4;
 /// Blocks being written at a time.
 const UNDER_WAY: usize = 8;
@@ -37,6 +37,7 @@ struct Work {
     shed: AtomicU64,
     left: AtomicU64,
     unplaced: AtomicU64,
+    failed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -48,8 +49,10 @@ struct Queue {
     stop: bool,
 }
 
+/// A block that waits, leased.
 #[derive(Clone, Copy)]
 struct Fresh {
+    slot: Slot,
     namespace: NamespaceId,
     digest: Digest,
     parent: Option<Digest>,
@@ -73,6 +76,7 @@ impl Archivist {
             shed: AtomicU64::new(0),
             left: AtomicU64::new(0),
             unplaced: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         });
         let of_thread = work.clone();
         let thread = thread::Builder::new()
@@ -94,6 +98,7 @@ impl Archivist {
     /// Waits until a block can be stored without being shed; false: not in time.
     pub(super) fn wait_room(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
+        self.work.take_news();
         self.work.wait(until, |work, queue| {
             queue.bytes < work.most_bytes / 2 || work.tier.working().is_err()
         })
@@ -103,16 +108,17 @@ impl Archivist {
     pub(super) fn write_everything(&self, within: Option<Duration>) -> Result<()> {
         let work = &self.work;
         work.tier.working()?;
-        let failed = work.unplaced.load(Ordering::Relaxed);
+        let failed = work.failed.load(Ordering::Relaxed);
         work.take_news();
         let host = &work.shared.host;
         for block in host.everything() {
-            let (namespace, digest, parent) = (block.namespace, block.digest, block.parent);
-            host.spilled(&block);
-            let fresh = work.fresh(namespace, digest, parent);
-            let mut queue = work.queue.lock();
-            queue.bytes += fresh.bytes;
-            queue.blocks.push_back(fresh);
+            work.push(Fresh {
+                slot: block.slot,
+                namespace: block.namespace,
+                digest: block.digest,
+                parent: block.parent,
+                bytes: host.layout(block.namespace).slot_bytes() as u64,
+            });
         }
         self.wake();
         let until = Instant::now() + within.unwrap_or(Duration::MAX / 4);
@@ -120,7 +126,7 @@ impl Archivist {
             (queue.blocks.is_empty() && queue.under_way == 0) || work.tier.working().is_err()
         });
         work.tier.working()?;
-        if done && work.unplaced.load(Ordering::Relaxed) == failed {
+        if done && work.failed.load(Ordering::Relaxed) == failed {
             return Ok(());
         }
         let why = match done {
@@ -138,6 +144,7 @@ impl Archivist {
             shed: of(&self.work.shed),
             left: of(&self.work.left),
             unplaced: of(&self.work.unplaced),
+            failed: of(&self.work.failed),
             waiting: (queue.blocks.len() + queue.under_way) as u64,
         }
     }
@@ -147,6 +154,9 @@ impl Archivist {
         self.work.changed.notify_all();
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
+        }
+        for fresh in std::mem::take(&mut self.work.queue.lock().blocks) {
+            self.work.shared.host.release(&[fresh.slot]);
         }
     }
 }
@@ -183,61 +193,60 @@ impl Work {
 
     /// What was stored waits to be written; what is too much is shed, the newest.
     fn take_news(&self) {
-        let news = self.shared.host.news();
-        for (namespace, digest, parent) in news {
-            let fresh = self.fresh(namespace, digest, parent);
-            let mut queue = self.queue.lock();
-            if queue.bytes + fresh.bytes > self.most_bytes || self.tier.working().is_err() {
+        let host = &self.shared.host;
+        for (namespace, digest, parent) in host.news() {
+            let bytes = host.layout(namespace).slot_bytes() as u64;
+            let full = self.queue.lock().bytes + bytes > self.most_bytes;
+            if full || self.tier.working().is_err() {
                 self.shed.fetch_add(1, Ordering::Relaxed);
+            } else if let Some(slot) = host.hold(namespace, &digest) {
+                self.push(Fresh {
+                    slot,
+                    namespace,
+                    digest,
+                    parent,
+                    bytes,
+                });
             } else {
-                queue.bytes += fresh.bytes;
-                queue.blocks.push_back(fresh);
+                self.left.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn fresh(&self, namespace: NamespaceId, digest: Digest, parent: Option<Digest>) -> Fresh {
-        let bytes = self.shared.host.layout(namespace).slot_bytes() as u64;
-        Fresh {
-            namespace,
-            digest,
-            parent,
-            bytes,
-        }
+    fn push(&self, fresh: Fresh) {
+        let mut queue = self.queue.lock();
+        queue.bytes += fresh.bytes;
+        queue.blocks.push_back(fresh);
     }
 
-    /// The block's place there and its bytes, if it is still here and not there.
+    /// The block's place there and its bytes, if it is not there yet. It is not leased any more.
     fn reserve(&self, fresh: Fresh) -> Option<(Reserved, Vec<u8>)> {
-        let host = &self.shared.host;
-        let Fresh {
-            namespace,
-            digest,
-            parent,
-            ..
-        } = fresh;
-        let open = self.shared.try_open(namespace)?;
-        let remote = open.remote?;
-        if self.tier.holds(remote, &digest) {
-            return None;
-        }
-        let Some(slot) = host.hold(namespace, &digest) else {
-            self.left.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
-        let body = host.pack(slot, &digest, &open.layout);
-        if body.is_none() {
-            host.discard(slot);
-        }
-        host.release(&[slot]);
+        let body = self.body(&fresh);
+        self.shared.host.release(&[fresh.slot]);
+        let (remote, body) = body?;
         let tier: Arc<dyn Tier> = self.tier.clone();
-        match block::reserve(&tier, remote, parent.as_ref(), &[digest]).pop()? {
-            Reservation::Room(reserved) => Some((reserved, body?)),
+        let chain = [fresh.digest];
+        match block::reserve(&tier, remote, fresh.parent.as_ref(), &chain).pop()? {
+            Reservation::Room(reserved) => Some((reserved, body)),
             Reservation::Present => None,
             Reservation::Full => {
                 self.unplaced.fetch_add(1, Ordering::Relaxed);
                 None
             }
         }
+    }
+
+    fn body(&self, fresh: &Fresh) -> Option<(NamespaceId, Vec<u8>)> {
+        let open = self.shared.try_open(fresh.namespace)?;
+        let remote = open.remote?;
+        if self.tier.holds(remote, &fresh.digest) {
+            return None;
+        }
+        let body = (self.shared.host).pack(fresh.slot, &fresh.digest, &open.layout);
+        if body.is_none() {
+            self.shared.host.discard(fresh.slot);
+        }
+        Some((remote, body?))
     }
 
     fn write(self: &Arc<Self>, reserved: Reserved, body: Vec<u8>) {
@@ -252,7 +261,9 @@ impl Work {
                     work.written.fetch_add(1, Ordering::Relaxed);
                 }
                 // A tier that fails goes out, and says why.
-                Err(_) => drop(work.unplaced.fetch_add(1, Ordering::Relaxed)),
+                Err(_) => {
+                    work.failed.fetch_add(1, Ordering::Relaxed);
+                }
             }
         });
     }

@@ -42,10 +42,12 @@ pub struct Archived {
     pub written: u64,
     /// Not written because too many waited, or the tier was out.
     pub shed: u64,
-    /// Not written because they left the host tier while they waited.
+    /// Not written because they left the host tier at once.
     pub left: u64,
-    /// Not written because there was no room, or the service failed.
+    /// Not written because there was no room for them.
     pub unplaced: u64,
+    /// Not written because the service failed.
+    pub failed: u64,
     /// To be written now.
     pub waiting: u64,
 }

@@ -371,3 +371,41 @@ impl Drop for Leased<'_> {
         self.tier.release(&self.slots);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Settings, Store};
+    use crate::tiers::ObjectSettings;
+
+    #[test]
+    fn a_link_that_does_not_beat_computing_is_refused_and_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let objects = ObjectSettings {
+            url: format!("fs://{}", dir.path().display()),
+            endpoint: None,
+            region: None,
+            credentials: None,
+            bytes: 1 << 30,
+            timeout: Duration::from_secs(20),
+            refresh: Duration::from_secs(3600),
+            writable: true,
+        };
+        let settings = Settings {
+            objects: Some(objects),
+            ..Settings::host(dir.path(), 1 << 20)
+        };
+        let store = Store::new(&settings).expect("a store");
+        let recaller = &store.objects.as_ref().expect("object storage").recaller;
+        let second = Duration::from_secs(1);
+        assert!(
+            recaller.worth(1 << 30, second).is_ok(),
+            "nothing is known yet"
+        );
+        recaller.state.lock().bytes_per_s = Some(1000.0);
+        assert!(recaller.worth(900, second).is_ok());
+        let refused = (0..).take_while(|_| recaller.worth(10_000, second).is_err());
+        assert_eq!(refused.count(), 9, "1.3 to the ninth is more than ten");
+        assert!(recaller.worth(10_000, second / 2).is_err());
+    }
+}

@@ -48,22 +48,22 @@ impl Store {
         digest: Digest,
         data: &[u8],
     ) -> Result<bool> {
-        let below = self.shared.open(namespace).below;
-        let (Some(nvme), Some(below)) = (self.nvme(), below) else {
-            return Ok(false);
-        };
-        let tier: Arc<dyn Tier> = nvme.clone();
-        match block::reserve(&tier, below, None, &[digest]).pop() {
-            Some(Reservation::Room(reserved)) => match reserved.fill(&[data]) {
-                Ok(filled) => {
-                    block::register(vec![filled]);
-                    Ok(true)
-                }
-                Err(Error::Io { .. } | Error::Offline(_) | Error::NotFilled) => Ok(false),
-                Err(error) => Err(error),
-            },
-            Some(Reservation::Present) => Ok(true),
-            Some(Reservation::Full) | None => Ok(false),
+        match (self.nvme(), self.shared.open(namespace).below) {
+            (Some(nvme), Some(below)) => put_alone(nvme.clone(), below, digest, data),
+            _ => Ok(false),
+        }
+    }
+
+    /// The same of object storage.
+    pub(crate) fn put_objects(
+        &self,
+        namespace: NamespaceId,
+        digest: Digest,
+        data: &[u8],
+    ) -> Result<bool> {
+        match (self.objects(), self.shared.open(namespace).remote) {
+            (Some(tier), Some(remote)) => put_alone(tier.clone(), remote, digest, data),
+            _ => Ok(false),
         }
     }
 
@@ -113,5 +113,28 @@ impl Store {
             Err(Error::Corrupt { .. } | Error::Storage { .. } | Error::Lost(_)) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Stores a block of one segment in a tier; false where there is no room, or the tier fails.
+fn put_alone(
+    tier: Arc<dyn Tier>,
+    namespace: NamespaceId,
+    digest: Digest,
+    data: &[u8],
+) -> Result<bool> {
+    match block::reserve(&tier, namespace, None, &[digest]).pop() {
+        Some(Reservation::Room(reserved)) => match reserved.fill(&[data]) {
+            Ok(filled) => {
+                block::register(vec![filled]);
+                Ok(true)
+            }
+            Err(
+                Error::Io { .. } | Error::Offline(_) | Error::Storage { .. } | Error::NotFilled,
+            ) => Ok(false),
+            Err(error) => Err(error),
+        },
+        Some(Reservation::Present) => Ok(true),
+        Some(Reservation::Full) | None => Ok(false),
     }
 }

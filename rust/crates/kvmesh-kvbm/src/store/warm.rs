@@ -140,6 +140,13 @@ impl Store {
         runs
     }
 
+    /// Blocks of a namespace that fit into vacant memory.
+    pub fn room(&self, namespace: NamespaceId) -> u64 {
+        let stats = self.host.stats();
+        let vacant = stats.capacity_bytes.saturating_sub(stats.used_bytes);
+        vacant / self.shared.open(namespace).layout.slot_bytes() as u64
+    }
+
     /// Brings about so many blocks of a plan, or more: chains stay whole. Blocks.
     pub fn warm(&self, warming: &mut Warming, blocks: usize) -> Warmed {
         let mut warmed = Warmed::default();

@@ -18,6 +18,7 @@ const READS: usize = 32;
 const WRITES: usize = 8;
 /// Of one call, in which it is tried again after a passing failure.
 const RETRIES: usize = 2;
+const DELETIONS: usize = 5;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 const RETRY_WITHIN: Duration = Duration::from_millis(500);
 /// Objects that are listed at most.
@@ -40,7 +41,9 @@ pub(super) enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.write_str("no such bucket; make it, or correct kvbm.object.url"),
+            Self::Absent => {
+                f.write_str("no such bucket or object; make it, or correct kvbm.object.url")
+            }
             Self::Broken(why) => f.write_str(why),
         }
     }
@@ -91,7 +94,15 @@ impl Bucket {
     /// Deletes those that are there.
     pub(super) async fn delete(&self, paths: Vec<String>) -> Outcome<()> {
         let _turn = self.writes.acquire().await;
-        self.call(self.operator.delete_iter(paths)).await
+        for _ in 0..DELETIONS {
+            match self.call(self.operator.delete_iter(paths.clone())).await {
+                // Another store deletes the same ones: those behind it are to be deleted still.
+                Err(Failure::Absent) => {}
+                deleted => return deleted,
+            }
+        }
+        // What is left is found by the next listing.
+        Ok(())
     }
 
     /// All objects whose names begin so.
@@ -108,7 +119,7 @@ impl Bucket {
         loop {
             let entry = match self.call(lister.try_next()).await {
                 Ok(Some(entry)) if listed.len() < LISTED => entry,
-                Ok(_) | Err(Failure::Absent) => return Ok(listed),
+                Ok(_) => return Ok(listed),
                 Err(failure) => return Err(failure),
             };
             if !entry.metadata().is_file() {
@@ -179,7 +190,7 @@ fn failure(error: opendal::Error) -> Failure {
             "too many requests; it must allow more, or fewer stores use it".into()
         }
         ErrorKind::ConfigInvalid => {
-            "it cannot be reached as configured; correct kvbm.object".into()
+            "no such bucket, or it is not to be had as configured; correct kvbm.object".into()
         }
         kind => format!("{kind}: {}", root_cause(&error)),
     };
