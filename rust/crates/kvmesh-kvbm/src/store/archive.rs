@@ -18,6 +18,8 @@ use crate::tiers::{NamespaceId, ObjectTier, Slot, Tier};
 const PART: u64 = 4;
 /// Blocks being written at a time.
 const UNDER_WAY: usize = 8;
+/// What has no deadline.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
 /// How often it looks for work without being woken.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -121,7 +123,7 @@ impl Archivist {
             });
         }
         self.wake();
-        let until = Instant::now() + within.unwrap_or(Duration::MAX / 4);
+        let until = Instant::now() + within.unwrap_or(FOREVER);
         let done = work.wait(until, |work, queue| {
             (queue.blocks.is_empty() && queue.under_way == 0) || work.tier.working().is_err()
         });
@@ -195,6 +197,11 @@ impl Work {
     fn take_news(&self) {
         let host = &self.shared.host;
         for (namespace, digest, parent) in host.news() {
+            // Most of what comes up from there is known to be there.
+            let remote = self.shared.try_open(namespace).and_then(|open| open.remote);
+            if remote.is_some_and(|remote| self.tier.holds(remote, &digest)) {
+                continue;
+            }
             let bytes = host.layout(namespace).slot_bytes() as u64;
             let full = self.queue.lock().bytes + bytes > self.most_bytes;
             if full || self.tier.working().is_err() {
