@@ -19,15 +19,17 @@ import numpy as np
 import pytest
 
 from fixtures.holders import Members, worker_info
-from fixtures.kvbm import MIB, SEGMENTS, Kvbm, Pool, chain, numbers
+from fixtures.kvbm import MIB, NAMESPACE, SEGMENTS, Kvbm, Pool, chain, numbers
 from fixtures.nats import NatsServer
 from fixtures.ports import free_port
 from fixtures.s3 import SECRET, S3Server
 from fixtures.waiting import eventually
 from kvmesh.common.bus import Bus
+from kvmesh.common.config import ObjectTierConfig
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
-from kvmesh.core import PrefixIndex, StoreClient
+from kvmesh.core import PrefixIndex, StoreClient, StoreServer
+from kvmesh.kvbm.objects import options
 from kvmesh.router.index import IndexFeed
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -72,8 +74,18 @@ def _end(store: Kvbm) -> None:
         store.end(signal.SIGKILL)
 
 
-def files(tmp_path: Path) -> dict[str, str]:
-    return {"KVMESH_KVBM__OBJECT__URL": f"fs://{tmp_path}/objects"}
+def archived(tmp_path: Path, url: str) -> Pool:
+    """Put `BLOCKS` into object storage."""
+    socket, pool = str(tmp_path / "archived.sock"), Pool(COUNT, 1)
+    settings = options(ObjectTierConfig(url=url))
+    store = StoreServer(socket, 8 * MIB, str(tmp_path), objects=settings)
+    client = StoreClient(socket, **NAMESPACE, engine=1, timeout_s=20)
+    client.connect()
+    assert client.offload(None, BLOCKS, pool.pages, list(range(COUNT))) == (COUNT, 0, 0)
+    store.persist()
+    client.close()
+    store.stop()
+    return pool
 
 
 def offloaded(store: Kvbm) -> Pool:
@@ -213,21 +225,19 @@ async def test_wrong_credentials_are_told_and_never_shown(s3: S3Server, make: Ma
 
 
 async def test_memory_is_warmed_from_storage_that_is_not_the_stores_own(tmp_path: Path, make: Make) -> None:
-    first, to_first = await make("a", files(tmp_path))
-    pool = offloaded(first)
-    await when(to_first, lambda stats: stats.objects.written_total == COUNT)
-    first.end(signal.SIGKILL)
-    second, to_second = await make("b", {})
     url = f"fs://{tmp_path}/objects"
-    assert await warm(second, "--from", url) == {"brought": COUNT, "failed": 0, "left": 0}
-    assert same(pool, await asyncio.to_thread(loaded, second.client()))
-    steps = [step async for step in to_second.Warm(WarmRequest(source=url), timeout=60)]
-    assert [(step.brought, step.failed, step.to_come) for step in steps] == [(0, 0, 0)]
+    pool = await asyncio.to_thread(archived, tmp_path, url)
+    store, stub = await make("b", {})
+    for brought in (COUNT, 0):
+        steps = [step async for step in stub.Warm(WarmRequest(source=url), timeout=60)]
+        assert sum(step.brought for step in steps) == brought
+        assert [(step.failed, step.left) for step in steps] == [(0, 0)] * len(steps)
+    assert same(pool, await asyncio.to_thread(loaded, store.client()))
     for source, code in (
         ("fs:///proc/nothing", ErrorCode.ERROR_CODE_UNAVAILABLE),
         ("http://somewhere", ErrorCode.ERROR_CODE_INVALID_ARGUMENT),
     ):
-        assert await refusal(to_second, source) == code
+        assert await refusal(stub, source) == code
 
 
 async def test_memory_is_warmed_from_another_node(make: Make) -> None:

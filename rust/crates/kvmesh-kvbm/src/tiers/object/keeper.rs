@@ -1,5 +1,6 @@
 //! Takes the tier out when its service does not do, brings it back, and finds out what other stores have done.
 
+use std::cmp::Reverse;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -243,7 +244,7 @@ impl ObjectTier {
                 None => {}
             }
         }
-        blocks.sort_by(|one, other| other.0.cmp(&one.0));
+        blocks.sort_by_key(|&(modified, ..)| Reverse(modified));
         let mut bytes = 0;
         for (_, name, digest, parent) in blocks {
             // Of others it is not known what they are.
