@@ -110,11 +110,12 @@ def same(pool: Pool, back: Pool) -> bool:
 
 async def when(stub: Any, condition: Callable[[GetStatsResponse], bool]) -> GetStatsResponse:
     """A store's numbers, once they are so."""
-    for _ in range(6000):
-        stats: GetStatsResponse = await stub.GetStats(GetStatsRequest(), timeout=10)
+    stats: GetStatsResponse = await stub.GetStats(GetStatsRequest(), timeout=10)
+    for _ in range(3000):
         if condition(stats):
             return stats
         await asyncio.sleep(0.01)
+        stats = await stub.GetStats(GetStatsRequest(), timeout=10)
     raise AssertionError(f"not in time: {stats}")
 
 
