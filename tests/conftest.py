@@ -10,4 +10,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fixtures.mesh", "fixtures.nats", "fixtures.sglang_modules", "fixtures.kvbm"]
+pytest_plugins = ["fixtures.mesh", "fixtures.nats", "fixtures.sglang_modules", "fixtures.kvbm", "fixtures.s3"]

@@ -323,8 +323,8 @@ async def test_the_command_line_warms_flushes_and_tells(kept: Kvbm, cli: Cli) ->
     assert [(tier["tier"], tier["blocks"]) for tier in told["tiers"]] == [("host", 32), ("nvme", 32)]
     assert told["nvme"]["promoted"] == 32
     assert "kvbm-0" in await cli.run("stats")
-    assert await cli.run("persist") == "all blocks are on the disk\n"
+    assert await cli.run("persist") == "all blocks are kept\n"
     assert await cli.run("flush", "--tier", "host", "--json") == {"blocks": 32}
-    assert await cli.run("warm") == "32 blocks brought, 0 failed, 0 left below\n"
+    assert await cli.run("warm") == "32 blocks brought, 0 failed, 0 left where they are\n"
     assert "knows no model" in await cli.run("warm", "nobody's", code=1)
     assert "has no tier" in await cli.run("flush", "--tier", "network", code=1)

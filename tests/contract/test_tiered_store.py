@@ -214,3 +214,32 @@ def test_a_disk_that_was_never_there_costs_only_itself(tmp_path: Path) -> None:
         assert store.contains([digest(1)]) == ["host"]
         with pytest.raises(OSError, match="is out"):
             store.flush()
+
+
+def test_object_storage_is_shared_and_checked(tmp_path: Path) -> None:
+    url = f"fs://{tmp_path}/objects"
+    out = np.empty(BLOCK, np.uint8)
+    with TieredStore(4 * MIB, BLOCK, remote=url, policy="lru") as first:
+        for number in range(100):
+            assert first.put(digest(number), content(number))
+        first.flush()
+        kept = first.stats()["objects"]
+        assert (kept["problem"], kept["written"], kept["url"]) == (None, 100, url)
+        assert sum(kept["skipped"].values()) == 0
+    with TieredStore(4 * MIB, BLOCK, remote=url, policy="lru") as second:
+        assert second.contains([digest(number) for number in range(101)]) == ["network"] * 100 + [None]
+        for number in range(100):
+            assert second.get(digest(number), out) == "network"
+            assert out.tobytes() == content(number)
+            assert second.get(digest(number), out) == "host"
+        assert second.stats()["objects"]["recalled"] == 100
+        for damaged in (tmp_path / "objects" / "kv1").rglob("*.none"):
+            data = bytearray(damaged.read_bytes())
+            data[len(data) // 2] ^= 1
+            damaged.write_bytes(data)
+    with TieredStore(4 * MIB, BLOCK, remote=url) as third:
+        assert not any(third.get(digest(number), out) for number in range(100))
+        assert third.stats()["network"]["corrupt"] == 100
+    for wrong in ("nowhere", "s3://", "fs://relative"):
+        with pytest.raises(ValueError, match=r"kvbm\.object\.url"):
+            TieredStore(4 * MIB, BLOCK, remote=wrong)

@@ -47,6 +47,9 @@ impl BlockStore {
             // A store would do without; here the disk was asked for.
             nvme.open(&name)?;
         }
+        if let Some(objects) = store.objects() {
+            objects.open(&name)?;
+        }
         Ok(Self {
             store,
             namespace,
@@ -65,7 +68,7 @@ impl BlockStore {
         self.block_bytes
     }
 
-    /// Stores a block, on the disk where memory has none worth less; whether it is there now. Waits while blocks that leave for it are being written below.
+    /// Stores a block, in a lower tier where memory has none worth less; whether it is there now. Waits while blocks that leave for it are being written below.
     pub fn put(&self, digest: Digest, data: &[u8]) -> Result<bool> {
         self.check(data.len())?;
         self.store.wait_spilled(self.namespace, PATIENCE);
@@ -76,7 +79,10 @@ impl BlockStore {
                 true
             }
             Some(Reservation::Present) => true,
-            Some(Reservation::Full) | None => self.store.put_below(self.namespace, digest, data)?,
+            Some(Reservation::Full) | None => {
+                self.store.put_below(self.namespace, digest, data)?
+                    || self.store.put_objects(self.namespace, digest, data)?
+            }
         };
         self.store.stored();
         Ok(stored)
@@ -90,16 +96,17 @@ impl BlockStore {
             let Some(kind) = self.find(&chain) else {
                 return Ok(None);
             };
-            if kind == Kind::Nvme {
-                // Others leave for it.
-                self.store.wait_spilled(self.namespace, PATIENCE);
-                self.store.bring(self.namespace, &chain);
-            }
+            self.bring(kind, &chain);
             let host: Arc<dyn Tier> = self.store.host().clone();
             let lease = block::lease(&host, self.namespace, &chain, 1);
             let Some(&slot) = lease.slots().first() else {
                 // No room for it there.
-                if kind == Kind::Nvme && self.store.read_below(self.namespace, &chain, out)? {
+                let read = match kind {
+                    Kind::Nvme => self.store.read_below(self.namespace, &chain, out)?,
+                    Kind::Network => self.store.read_objects(self.namespace, &chain, out)?,
+                    Kind::Device | Kind::Host => false,
+                };
+                if read {
                     return Ok(Some(kind));
                 }
                 continue;
@@ -129,9 +136,8 @@ impl BlockStore {
     /// Keeps a block in the host tier until as many `unpin`; false if it is nowhere.
     pub fn pin(&self, digest: Digest) -> bool {
         let chain = [digest];
-        if self.find(&chain) == Some(Kind::Nvme) {
-            self.store.wait_spilled(self.namespace, PATIENCE);
-            self.store.bring(self.namespace, &chain);
+        if let Some(kind) = self.find(&chain) {
+            self.bring(kind, &chain);
         }
         let host: Arc<dyn Tier> = self.store.host().clone();
         let lease = block::lease(&host, self.namespace, &chain, 1);
@@ -160,7 +166,7 @@ impl BlockStore {
         lease.is_some()
     }
 
-    /// Makes all blocks outlive the process and the machine, if there is a disk tier. Fails when it is out.
+    /// Makes all blocks outlive the process and the machine, if there is a tier that does. Fails when it is out.
     pub fn flush(&self) -> Result<()> {
         self.store.persist(None)
     }
@@ -175,9 +181,24 @@ impl BlockStore {
         if self.store.host().lookup(self.namespace, chain) == 1 {
             return Some(Kind::Host);
         }
-        self.store
-            .lookup_below(self.namespace, chain)
-            .then_some(Kind::Nvme)
+        if self.store.lookup_below(self.namespace, chain) {
+            return Some(Kind::Nvme);
+        }
+        let there = self.store.lookup_objects(self.namespace, chain);
+        there.then_some(Kind::Network)
+    }
+
+    /// Reads a block up that a lower tier has.
+    fn bring(&self, kind: Kind, chain: &[Digest; 1]) {
+        if matches!(kind, Kind::Nvme | Kind::Network) {
+            // Others leave for it.
+            self.store.wait_spilled(self.namespace, PATIENCE);
+        }
+        match kind {
+            Kind::Nvme => self.store.bring(self.namespace, chain),
+            Kind::Network => (self.store).bring_objects(self.namespace, chain, PATIENCE),
+            Kind::Device | Kind::Host => {}
+        }
     }
 
     fn check(&self, bytes: usize) -> Result<()> {

@@ -51,6 +51,14 @@ pub enum Error {
         /// Since when.
         seconds: u64,
     },
+    /// The object storage does not do what it should.
+    #[error("the object storage at {at}: {why}")]
+    Storage {
+        /// Its URL.
+        at: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// Another process serves the socket.
     #[error("another kvbm serves {}; stop it, or set kvbm.socket to another path", .0.display())]
     SocketTaken(PathBuf),
@@ -90,7 +98,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A block that was on its way from a lower tier has not come.
-    #[error("block {0} did not come up from the disk")]
+    #[error("block {0} did not come up from a lower tier")]
     Lost(Digest),
     /// A slot that was to be registered does not hold a whole block.
     #[error("the slot does not hold a whole block")]

@@ -1,16 +1,23 @@
 //! `TieredStore`: a store within one process.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kvmesh_kvbm::Digest;
 use kvmesh_kvbm::embedded::BlockStore;
 use kvmesh_kvbm::store::{NvmeSettings, Settings};
+use kvmesh_kvbm::tiers::ObjectSettings;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::kvbm::{chain, flow_dict, policy, stats_dict, tier_name, to_py};
+use crate::kvbm::{
+    PyObjects, chain, flow_dict, objects_dict, policy, stats_dict, tier_name, to_py,
+};
+
+/// What may be in object storage, unless it is said.
+const REMOTE_BYTES: u64 = 1 << 40;
 
 /// Tiers of this process alone.
 #[pyclass(module = "kvmesh.core", frozen)]
@@ -19,7 +26,7 @@ pub struct TieredStore(BlockStore);
 #[pymethods]
 impl TieredStore {
     #[new]
-    #[pyo3(signature = (host_bytes, block_bytes, nvme_path = None, nvme_bytes = 0, policy = "default", *,
+    #[pyo3(signature = (host_bytes, block_bytes, nvme_path = None, nvme_bytes = 0, remote = None, policy = "default", *,
                         shm_dir = PathBuf::from("/dev/shm"), nvme_bytes_per_day = None))]
     #[allow(clippy::too_many_arguments, reason = "mostly optional in Python")]
     fn new(
@@ -28,6 +35,7 @@ impl TieredStore {
         block_bytes: u32,
         nvme_path: Option<PathBuf>,
         nvme_bytes: u64,
+        remote: Option<Remote>,
         policy: &str,
         shm_dir: PathBuf,
         nvme_bytes_per_day: Option<u64>,
@@ -43,6 +51,7 @@ impl TieredStore {
                 bytes: nvme_bytes,
                 bytes_per_day: nvme_bytes_per_day,
             }),
+            objects: remote.map(Remote::settings).transpose()?,
             ..Settings::host(&shm_dir, host_bytes)
         };
         py.detach(|| BlockStore::new(&settings, block_bytes))
@@ -109,6 +118,9 @@ impl TieredStore {
         if let Some(health) = health {
             values.set_item("flow", flow_dict(py, &flow, &health)?)?;
         }
+        if let Some(objects) = py.detach(|| store.object_flow()) {
+            values.set_item("objects", objects_dict(py, &objects)?)?;
+        }
         Ok(values)
     }
 
@@ -123,6 +135,31 @@ impl TieredStore {
     #[pyo3(signature = (*_exception))]
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) {
         self.close(py);
+    }
+}
+
+/// Object storage by its URL alone, or with all there is to say of it.
+#[derive(FromPyObject)]
+enum Remote {
+    Url(String),
+    Options(PyObjects),
+}
+
+impl Remote {
+    fn settings(self) -> PyResult<ObjectSettings> {
+        match self {
+            Self::Url(url) => Ok(ObjectSettings {
+                url,
+                endpoint: None,
+                region: None,
+                credentials: None,
+                bytes: REMOTE_BYTES,
+                timeout: Duration::from_secs(10),
+                refresh: Duration::from_secs(300),
+                writable: true,
+            }),
+            Self::Options(options) => options.settings(),
+        }
     }
 }
 

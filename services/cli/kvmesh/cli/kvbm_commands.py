@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import grpc
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from kvmesh.cli.index_audit import Audit, Comparison, tier_name
@@ -104,6 +105,17 @@ def stats(store: Store = None, config: ConfigFile = None, as_json: AsJson = Fals
         )
     if (nvme := document["nvme"]) and nvme["problem"]:
         console.print(f"nvme is out: {nvme['problem']}", style="red", soft_wrap=True)
+    if objects := document["objects"]:
+        missed = "  ".join(
+            f"{reason} {blocks:,}" for reason, blocks in sorted(objects["missed"].items()) if blocks
+        )
+        console.print(
+            f"{objects['url']}  written {objects['written']:,}  waiting {objects['waiting']:,}  "
+            f"recalled {objects['recalled']:,}  not had: {missed or 'none'}",
+            soft_wrap=True,
+        )
+        if objects["problem"]:
+            console.print(f"object storage is out: {objects['problem']}", style="red", soft_wrap=True)
 
 
 @app.command()
@@ -161,7 +173,9 @@ def verify(
 def flush(
     store: Store = None, tier: OneTier = None, config: ConfigFile = None, as_json: AsJson = False
 ) -> None:
-    """Forget the blocks of a tier, or of all, that are not in use. `persist` first keeps them on the disk.
+    """Forget the blocks of a tier, or of all but object storage, that are not in use.
+
+    `persist` first keeps them.
 
     \b
     Example:
@@ -178,35 +192,52 @@ def flush(
 
 @app.command()
 def persist(store: Store = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Write what memory alone has to the nvme tier, so that it outlives the machine."""
+    """Write what memory alone has to the disk and to object storage, so that it outlives the machine."""
 
     async def ask(stub: KvbmServiceStub) -> None:
         await stub.Persist(PersistRequest(), timeout=LONG_S)
 
     _run(ask, store, config)
-    print(json.dumps({"persisted": True}) if as_json else "all blocks are on the disk")
+    print(json.dumps({"persisted": True}) if as_json else "all blocks are kept")
 
 
 @app.command()
 def warm(
     model: Annotated[str, typer.Argument(help="Whose blocks. Default: all models'.")] = "",
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URL|HOST:PORT",
+            help="Object storage (s3://bucket/prefix, fs:///path) or another store. Default: the disk.",
+        ),
+    ] = "",
     store: Store = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read blocks of lower tiers into vacant memory, those used last, before anybody asks for them.
+    """Read blocks into vacant memory, those used last, before anybody asks for them.
+
+    They come from the store's disk, from object storage, which is reached as the store reaches its own, or
+    from another store. Nothing leaves memory for them. Exit 1 if some should have come and did not.
 
     \b
-    Example:
+    Examples:
       kvmesh kvbm warm smollm2-135m-instruct
+      kvmesh kvbm warm --from s3://kv/cluster-1
+      kvmesh kvbm warm --from 10.0.0.7:8200
     """
 
     async def ask(stub: KvbmServiceStub) -> dict[str, int]:
         total = {"brought": 0, "failed": 0, "left": 0}
-        async for step in stub.Warm(WarmRequest(model=model), timeout=LONG_S):
-            total["brought"] += step.brought
-            total["failed"] += step.failed
-            total["left"] = step.left
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("warming", total=None)
+            async for step in stub.Warm(WarmRequest(model=model, source=source), timeout=LONG_S):
+                total["brought"] += step.brought
+                total["failed"] += step.failed
+                total["left"] = step.left
+                done = total["brought"] + total["failed"]
+                progress.update(bar, completed=done, total=done + step.to_come)
         return total
 
     total = _run(ask, store, config)
@@ -214,8 +245,11 @@ def warm(
         print(json.dumps(total))
     else:
         print(
-            f"{total['brought']:,} blocks brought, {total['failed']:,} failed, {total['left']:,} left below"
+            f"{total['brought']:,} blocks brought, {total['failed']:,} failed, "
+            f"{total['left']:,} left where they are"
         )
+    if total["failed"]:
+        raise typer.Exit(1)
 
 
 async def _verified(answers: AsyncIterator[Any]) -> list[dict[str, Any]]:
@@ -246,6 +280,7 @@ def _compare(identity: str, router: str | None, file: Path | None) -> list[Compa
 
 def _document(answer: GetStatsResponse) -> dict[str, Any]:
     nvme = answer.nvme if answer.HasField("nvme") else None
+    objects = answer.objects if answer.HasField("objects") else None
     return {
         "id": answer.id,
         "node": answer.node,
@@ -271,6 +306,11 @@ def _document(answer: GetStatsResponse) -> dict[str, Any]:
         if nvme is None
         else {"problem": nvme.problem, "io": nvme.io}
         | {_plain(name): value for name, value in _numbers(nvme).items()},
+        "objects": None
+        if objects is None
+        else {"url": objects.url, "problem": objects.problem}
+        | {"skipped": dict(objects.skipped), "missed": dict(objects.missed)}
+        | {_plain(name): value for name, value in _numbers(objects).items()},
     }
 
 

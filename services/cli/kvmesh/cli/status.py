@@ -92,11 +92,16 @@ async def _kvbm(config: Config, channels: Channels) -> list[dict[str, Any]]:
         for tier in stats.tiers
     ]
     nvme = _fields(stats.nvme) if stats.HasField("nvme") else None
+    objects = _fields(stats.objects) | {
+        "skipped": dict(stats.objects.skipped),
+        "missed": dict(stats.objects.missed),
+    }
     network = _fields(stats.network) | {
         "failed": dict(stats.network.failed),
         "bytes_per_s": dict(stats.network.bytes_per_s),
     }
-    return [store | _fields(stats) | {"tiers": tiers, "nvme": nvme, "network": network}]
+    lower = {"nvme": nvme, "network": network, "objects": objects if stats.HasField("objects") else None}
+    return [store | _fields(stats) | {"tiers": tiers} | lower]
 
 
 async def _nats(config: Config) -> dict[str, Any]:

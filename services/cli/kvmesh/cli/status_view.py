@@ -112,6 +112,8 @@ def _lines(document: dict[str, Any]) -> list[Text]:
     for store in document["kvbm"]:
         if (nvme := store.get("nvme")) and nvme["problem"]:
             lines.append(_line(store["id"], f"nvme tier is out: {nvme['problem']}", "red"))
+        if (objects := store.get("objects")) and objects["problem"]:
+            lines.append(_line(store["id"], f"{objects['url']} is out: {objects['problem']}", "red"))
     if bus["connected"]:
         lines.append(_line("nats", f"{bus['url']} · version {bus['version']} · {bus['rtt_ms']:.1f} ms"))
     else:

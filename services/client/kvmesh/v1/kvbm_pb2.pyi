@@ -12,7 +12,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("id", "node", "tiers", "engines", "eviction", "nvme", "pins", "pinned_bytes", "network")
+    __slots__ = ("id", "node", "tiers", "engines", "eviction", "nvme", "pins", "pinned_bytes", "network", "objects")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class GetStatsResponse(_message.Message):
     PINS_FIELD_NUMBER: _ClassVar[int]
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     node: str
     tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
@@ -31,7 +32,8 @@ class GetStatsResponse(_message.Message):
     pins: int
     pinned_bytes: int
     network: NetworkStats
-    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., network: _Optional[_Union[NetworkStats, _Mapping]] = ...) -> None: ...
+    objects: ObjectStats
+    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., engines: _Optional[int] = ..., eviction: _Optional[str] = ..., nvme: _Optional[_Union[NvmeStats, _Mapping]] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., network: _Optional[_Union[NetworkStats, _Mapping]] = ..., objects: _Optional[_Union[ObjectStats, _Mapping]] = ...) -> None: ...
 
 class NetworkStats(_message.Message):
     __slots__ = ("fetched_total", "fetched_bytes_total", "failed", "lent_total", "lent", "bytes_per_s")
@@ -62,6 +64,48 @@ class NetworkStats(_message.Message):
     lent: int
     bytes_per_s: _containers.ScalarMap[str, int]
     def __init__(self, fetched_total: _Optional[int] = ..., fetched_bytes_total: _Optional[int] = ..., failed: _Optional[_Mapping[str, int]] = ..., lent_total: _Optional[int] = ..., lent: _Optional[int] = ..., bytes_per_s: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class ObjectStats(_message.Message):
+    __slots__ = ("url", "problem", "outages_total", "recovered", "written_total", "written_bytes_total", "waiting", "skipped", "recalled_total", "read_bytes_total", "missed", "bytes_per_s")
+    class SkippedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class MissedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    URL_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    OUTAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    problem: str
+    outages_total: int
+    recovered: int
+    written_total: int
+    written_bytes_total: int
+    waiting: int
+    skipped: _containers.ScalarMap[str, int]
+    recalled_total: int
+    read_bytes_total: int
+    missed: _containers.ScalarMap[str, int]
+    bytes_per_s: int
+    def __init__(self, url: _Optional[str] = ..., problem: _Optional[str] = ..., outages_total: _Optional[int] = ..., recovered: _Optional[int] = ..., written_total: _Optional[int] = ..., written_bytes_total: _Optional[int] = ..., waiting: _Optional[int] = ..., skipped: _Optional[_Mapping[str, int]] = ..., recalled_total: _Optional[int] = ..., read_bytes_total: _Optional[int] = ..., missed: _Optional[_Mapping[str, int]] = ..., bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class TierStats(_message.Message):
     __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted", "scrubbed_total", "scrub_passes_total")
@@ -313,10 +357,30 @@ class CorruptBlock(_message.Message):
     def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class WarmRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "source")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    source: str
+    def __init__(self, model: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+
+class HottestRequest(_message.Message):
+    __slots__ = ("model", "most_blocks")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    most_blocks: int
+    def __init__(self, model: _Optional[str] = ..., most_blocks: _Optional[int] = ...) -> None: ...
+
+class HottestResponse(_message.Message):
+    __slots__ = ("namespace", "parent", "digests")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    namespace: BlockNamespace
+    parent: bytes
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, namespace: _Optional[_Union[BlockNamespace, _Mapping]] = ..., parent: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarmResponse(_message.Message):
     __slots__ = ("brought", "failed", "to_come", "left")

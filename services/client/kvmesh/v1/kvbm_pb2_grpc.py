@@ -84,6 +84,11 @@ class KvbmServiceStub:
                 request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
                 response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
                 _registered_method=True)
+        self.Hottest = channel.unary_stream(
+                '/kvmesh.v1.KvbmService/Hottest',
+                request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.HottestRequest.SerializeToString,
+                response_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.HottestResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_unary(
                 '/kvmesh.v1.KvbmService/Fetch',
                 request_serializer=kvmesh_dot_v1_dot_kvbm__pb2.FetchRequest.SerializeToString,
@@ -174,8 +179,16 @@ class KvbmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Warm(self, request, context):
-        """Reads blocks of lower tiers into vacant room of the host tier, those used
-        last. Answers as it goes. NOT_FOUND: the store knows no such model.
+        """Reads blocks of the disk, of object storage or of another store into vacant
+        room of the host tier, those used last. Answers as it goes. NOT_FOUND: no
+        such model is known. UNAVAILABLE: the source is not to be had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hottest(self, request, context):
+        """For another node's store: which blocks were used last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,8 +212,8 @@ class KvbmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Persist(self, request, context):
-        """Writes what memory alone has to the nvme tier, past a power failure.
-        INVALID_ARGUMENT: there is none. UNAVAILABLE: it is out, or goes out.
+        """Writes what memory alone has to the nvme tier and to object storage, past a
+        power failure. INVALID_ARGUMENT: there is neither. UNAVAILABLE: it is out, or goes out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,6 +271,11 @@ def add_KvbmServiceServicer_to_server(servicer, server):
                     servicer.Warm,
                     request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.FromString,
                     response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.SerializeToString,
+            ),
+            'Hottest': grpc.unary_stream_rpc_method_handler(
+                    servicer.Hottest,
+                    request_deserializer=kvmesh_dot_v1_dot_kvbm__pb2.HottestRequest.FromString,
+                    response_serializer=kvmesh_dot_v1_dot_kvbm__pb2.HottestResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_unary_rpc_method_handler(
                     servicer.Fetch,
@@ -545,6 +563,33 @@ class KvbmService:
             '/kvmesh.v1.KvbmService/Warm',
             kvmesh_dot_v1_dot_kvbm__pb2.WarmRequest.SerializeToString,
             kvmesh_dot_v1_dot_kvbm__pb2.WarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hottest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmesh.v1.KvbmService/Hottest',
+            kvmesh_dot_v1_dot_kvbm__pb2.HottestRequest.SerializeToString,
+            kvmesh_dot_v1_dot_kvbm__pb2.HottestResponse.FromString,
             options,
             channel_credentials,
             insecure,

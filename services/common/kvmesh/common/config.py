@@ -256,6 +256,27 @@ class NvmeTierConfig(Section):
     """bytes written to it a day, so that the disk lasts; 0: no limit"""
 
 
+class ObjectTierConfig(Section):
+    url: str = ""
+    """`s3://bucket/prefix` or `fs:///path`, which all stores of the mesh share; empty: no object storage"""
+    capacity: int = Field(default=1024 * GIB, gt=0)
+    """bytes that may be there, of all stores together; the same for all of them"""
+    endpoint: str = ""
+    """of S3, where it is not Amazon's: `http://host:port`"""
+    region: str = ""
+    """of S3; empty: `AWS_REGION`, or us-east-1"""
+    access_key_id_env: str = "AWS_ACCESS_KEY_ID"
+    """environment variable with the key's id; where it is not set, files and the machine's role are asked"""
+    secret_access_key_env: str = "AWS_SECRET_ACCESS_KEY"
+    """environment variable with the key"""
+    session_token_env: str = "AWS_SESSION_TOKEN"
+    """environment variable with the token of a key that is lent for a time"""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """for one call; a service that takes longer takes the tier out until it answers again"""
+    refresh_s: float = Field(default=300.0, gt=0)
+    """from one listing, which finds what other stores wrote and deleted, to the next"""
+
+
 class KvbmConfig(Listen):
     port: Port = 8200
     metrics_port: Port = 8201
@@ -272,6 +293,7 @@ class KvbmConfig(Listen):
     eviction: Literal["default", "class-index", "lru", "gdsf", "s3-fifo"] = "default"
     """which blocks leave a full tier; `default`: by learned laws of return, guarded by LRU and GDSF"""
     nvme: NvmeTierConfig = NvmeTierConfig()
+    object: ObjectTierConfig = ObjectTierConfig()
     pin_bytes_per_tenant: int = Field(default=0, ge=0)
     """bytes of the host tier each tenant may pin; 0: a quarter of it"""
     scrub_bytes_per_s: int = Field(default=32 * MIB, ge=0)

@@ -252,6 +252,18 @@ class KvbmMetrics:
         )
         self.network_lent = Counter(f"{p}_network_lent_total", "blocks lent to other stores")
         self.network_lending = Gauge(f"{p}_network_lending", "blocks that other stores may be reading now")
+        self.object_up = Gauge(f"{p}_object_up", "whether object storage works")
+        self.object_waiting = Gauge(f"{p}_object_waiting", "blocks to be written to object storage now")
+        self.object_outages = Counter(f"{p}_object_outages_total", "times object storage was taken out")
+        self.object_written = Counter(f"{p}_object_written_total", "blocks written to object storage")
+        self.object_skipped = Counter(
+            f"{p}_object_skipped_total", "blocks stored in memory and not written there", ["reason"]
+        )
+        self.object_recalled = Counter(f"{p}_object_recalled_total", "blocks read back from there")
+        self.object_missed = Counter(
+            f"{p}_object_missed_total", "blocks wanted from there that did not come", ["reason"]
+        )
+        self.object_bytes = Counter(f"{p}_object_bytes_total", "bytes moved", ["direction"])
         self.prefetches_late = Counter(
             f"{p}_prefetches_late_total", "blocks of prefetches whose time was over before they were begun"
         )

@@ -1,4 +1,4 @@
-"""The store's numbers as Prometheus metrics, and its disk's troubles in the log."""
+"""The store's numbers as Prometheus metrics, and the troubles of its lower tiers in the log."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Exposition:
         # The store counts from its own start; Prometheus counters only take increments.
         self._last: defaultdict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
         self._problem: str | None = None
+        self._object_problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,6 +73,7 @@ class Exposition:
             self._count(exported.scrubbed, scrubbed["blocks"], tier)
             self._count(exported.scrub_passes, scrubbed["passes"], tier)
         self._update_nvme()
+        self._update_objects()
         self._update_network()
 
     def _update_nvme(self) -> None:
@@ -95,6 +97,32 @@ class Exposition:
                 log.info("nvme tier is back", blocks=flow["recovered"], io=flow["io"])
             else:
                 log.error("nvme tier is out; going on without it, and trying again", problem=self._problem)
+
+    def _update_objects(self) -> None:
+        flow, exported = self._store.objects(), self._metrics
+        if flow is None:
+            return
+        exported.object_up.set(flow["problem"] is None)
+        exported.object_waiting.set(flow["waiting"])
+        self._count(exported.object_outages, flow["outages"])
+        self._count(exported.object_written, flow["written"])
+        self._count(exported.object_recalled, flow["recalled"])
+        for reason, blocks in flow["skipped"].items():
+            self._count(exported.object_skipped, blocks, reason)
+        for reason, blocks in flow["missed"].items():
+            self._count(exported.object_missed, blocks, reason)
+        self._count(exported.object_bytes, flow["written_bytes"], "written")
+        self._count(exported.object_bytes, flow["read_bytes"], "read")
+        if flow["problem"] != self._object_problem:
+            self._object_problem = flow["problem"]
+            if self._object_problem is None:
+                log.info("object storage is back", url=flow["url"], blocks=flow["recovered"])
+            else:
+                log.error(
+                    "object storage is out; going on without it, and trying again",
+                    url=flow["url"],
+                    problem=self._object_problem,
+                )
 
     def _update_network(self) -> None:
         exported, fetching = self._metrics, self._fetching

@@ -73,6 +73,17 @@ class Fetching:
         self._under_way[key] = task
         task.add_done_callback(lambda _: self._under_way.pop(key, None))
 
+    async def fetch(
+        self, source: str, namespace: Namespace, parent: bytes, hashes: Sequence[int], within_s: float
+    ) -> int:
+        """Fetch blocks that follow `parent` and wait for them; how many are not here then."""
+        if not hashes:
+            return 0
+        until = asyncio.get_running_loop().time() + within_s
+        await self._fetch_chain(source, namespace, list(hashes), until, parent)
+        known = await asyncio.to_thread(self._store.known, namespace, list(hashes))
+        return len(hashes) - len(known) // DIGEST_BYTES
+
     @property
     def under_way(self) -> int:
         return len(self._under_way)
@@ -85,9 +96,16 @@ class Fetching:
         if not namespaces:
             self.failed["absent"] += len(hashes)
         for namespace in namespaces:
-            await self._fetch_chain(source, namespace, hashes, until)
+            whole = await self._fetch_chain(source, namespace, hashes, until)
+            left = until - asyncio.get_running_loop().time()
+            if not whole and left > 0 and "network" in self._store.tiers:
+                # The store may be gone, and what it wrote still be there.
+                await asyncio.to_thread(self._store.recall, model, hashes, left)
 
-    async def _fetch_chain(self, source: str, namespace: Namespace, hashes: list[int], until: float) -> None:
+    async def _fetch_chain(
+        self, source: str, namespace: Namespace, hashes: list[int], until: float, parent: bytes = b""
+    ) -> bool:
+        """Whether all of it is here."""
         last, missing = len(hashes) + 1, len(hashes)
         try:
             while True:
@@ -95,11 +113,11 @@ class Fetching:
                 at = len(known) // DIGEST_BYTES
                 missing = len(hashes) - at
                 if not missing:
-                    return
+                    return True
                 if missing >= last:
                     raise NotFetchedError("full", "what came was evicted at once")
                 last, batch = missing, hashes[at : at + self._batch_blocks(namespace)]
-                await self._fetch_batch(source, namespace, known[-DIGEST_BYTES:], batch, until)
+                await self._fetch_batch(source, namespace, known[-DIGEST_BYTES:] or parent, batch, until)
         except NotFetchedError as error:
             self.failed[error.reason] += missing
             model = namespace[0][0]
@@ -111,6 +129,7 @@ class Fetching:
                 reason=error.reason,
                 error=str(error),
             )
+            return False
 
     def _batch_blocks(self, namespace: Namespace) -> int:
         block = sum(namespace[2])

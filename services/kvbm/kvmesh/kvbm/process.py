@@ -16,12 +16,14 @@ from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer
 from kvmesh.common.tls import MeshTls
 from kvmesh.core import StoreServer
+from kvmesh.kvbm import objects
 from kvmesh.kvbm.exposition import Exposition
 from kvmesh.kvbm.fetching import Fetching
 from kvmesh.kvbm.lending import Lending
 from kvmesh.kvbm.link import Link
 from kvmesh.kvbm.publisher import StorePublisher
 from kvmesh.kvbm.service import KvbmServicer
+from kvmesh.kvbm.warming import Warmer
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.events_pb2_grpc import add_EventServiceServicer_to_server
 from kvmesh.v1.kvbm_pb2_grpc import add_KvbmServiceServicer_to_server
@@ -30,7 +32,7 @@ log = structlog.get_logger()
 
 # Calls are short; engines notice the end by their connection's.
 DRAIN_S = 5.0
-# What is only in memory is written to the disk tier for so long at the end.
+# What is only in memory is written to the disk and to object storage for so long at the end.
 KEEP_S = 10.0
 
 
@@ -55,8 +57,13 @@ async def serve(config: Config) -> None:
             eviction=settings.eviction,
             seconds=round(time.monotonic() - began, 2),
         )
+<<<<<<< HEAD
         _tell_of_nvme(store, settings)
         bus = Bus.of(config, settings.id)
+=======
+        _tell_of_lower(store, settings)
+        bus = Bus(config.nats.effective_url(), settings.id)
+>>>>>>> c3ffa51 (kvbm keeps blocks in object storage, recalls them for placements and warms a node from it or from another node)
         # A port that the kernel chooses is nobody's to know; then the store is found by configuration alone.
         address = f"{settings.advertised_host()}:{settings.port}" if settings.port else ""
         publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node, address)
@@ -64,7 +71,8 @@ async def serve(config: Config) -> None:
         lending, fetching = Lending(store, link), Fetching(store, link, channels)
         exposition = Exposition(store, lending, fetching)
         server = RoleServer("kvbm", config, settings)
-        servicer = KvbmServicer(store, settings.id, config.node, settings.eviction, lending, fetching)
+        warmer = Warmer(store, settings.object, fetching, channels)
+        servicer = KvbmServicer(store, settings.id, config.node, settings.eviction, lending, fetching, warmer)
         server.add_service("kvmesh.v1.KvbmService", add_KvbmServiceServicer_to_server, servicer)
         events = PublicationServicer(publisher.publication)
         server.add_service("kvmesh.v1.EventService", add_EventServiceServicer_to_server, events)
@@ -98,6 +106,7 @@ def _open(socket: str, settings: KvbmConfig) -> StoreServer:
             nvme_path=nvme.path or None,
             nvme_bytes=nvme.capacity,
             nvme_bytes_per_day=nvme.bytes_per_day or None,
+            objects=objects.options(settings.object) if settings.object.url else None,
             pin_bytes=settings.pin_bytes_per_tenant or None,
             scrub_bytes_per_s=settings.scrub_bytes_per_s or None,
         )
@@ -107,21 +116,24 @@ def _open(socket: str, settings: KvbmConfig) -> StoreServer:
         raise invalid(str(error)) from None
 
 
-def _tell_of_nvme(store: StoreServer, settings: KvbmConfig) -> None:
+def _tell_of_lower(store: StoreServer, settings: KvbmConfig) -> None:
     flow = store.flow()
     if flow is not None and flow["problem"] is None:
         nvme = settings.nvme
         log.info(
             "nvme tier ready", bytes=nvme.capacity, dir=nvme.path, io=flow["io"], blocks=flow["recovered"]
         )
+    kept = store.objects()
+    if kept is not None and kept["problem"] is None:
+        log.info("object storage ready", url=kept["url"], blocks=kept["recovered"])
 
 
 def _keep(store: StoreServer) -> None:
-    """Write to the disk tier what would be lost with the process."""
-    flow = store.flow()
-    if flow is None or flow["problem"] is not None:
+    """Write to the tiers that stay what would be lost with the process."""
+    states = [state for state in (store.flow(), store.objects()) if state is not None]
+    if not states or any(state["problem"] for state in states):
         return
     try:
         store.persist(KEEP_S)
     except (OSError, ValueError) as error:
-        log.warning("not all blocks were kept on the disk", error=str(error))
+        log.warning("not all blocks were kept", error=str(error))

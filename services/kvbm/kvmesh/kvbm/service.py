@@ -11,6 +11,7 @@ from kvmesh.common.events.columns import STORE_TIERS
 from kvmesh.core import StoreServer
 from kvmesh.kvbm.fetching import Fetching, hashes_of
 from kvmesh.kvbm.lending import Lending
+from kvmesh.kvbm.warming import STEP_BLOCKS, Warmer
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.kvbm_pb2 import (
@@ -26,11 +27,14 @@ from kvmesh.v1.kvbm_pb2 import (
     GetStatsResponse,
     HintRequest,
     HintResponse,
+    HottestRequest,
+    HottestResponse,
     LocatedBlocks,
     LocateRequest,
     LocateResponse,
     NetworkStats,
     NvmeStats,
+    ObjectStats,
     PersistRequest,
     PersistResponse,
     PinRequest,
@@ -53,8 +57,6 @@ _TIERS = {name: tier for tier, name in STORE_TIERS.items()}
 DIGEST_BYTES = 32
 MAX_PIN_MS = 86_400_000
 MAX_PREFETCH_MS = 3_600_000
-# Blocks that are checked or read up between two answers.
-STEP_BLOCKS = 64
 
 
 class KvbmServicer(KvbmServiceServicer):
@@ -66,8 +68,10 @@ class KvbmServicer(KvbmServiceServicer):
         eviction: str,
         lending: Lending,
         fetching: Fetching,
+        warmer: Warmer,
     ) -> None:
         self._store = store
+        self._warmer = warmer
         self._lending = lending
         self._fetching = fetching
         self._id = store_id
@@ -83,6 +87,7 @@ class KvbmServicer(KvbmServiceServicer):
             engines=self._store.engines,
             eviction=self._eviction,
             nvme=self._nvme(),
+            objects=self._objects(),
             pins=pins,
             pinned_bytes=pinned_bytes,
             network=NetworkStats(
@@ -141,6 +146,9 @@ class KvbmServicer(KvbmServiceServicer):
         here, coming = await asyncio.to_thread(self._store.prefetch, request.model, digests, hashes, within_s)
         if request.source:
             self._fetching.want(request.source, request.model, hashes or hashes_of(digests), within_s)
+        elif "network" in self._store.tiers:
+            named = hashes or hashes_of(digests)
+            await asyncio.to_thread(self._store.recall, request.model, named, within_s)
         return PrefetchResponse(here=here, coming=coming)
 
     async def Fetch(self, request: FetchRequest, context: Any) -> FetchResponse:
@@ -172,7 +180,9 @@ class KvbmServicer(KvbmServiceServicer):
 
     async def Verify(self, request: VerifyRequest, context: Any) -> AsyncIterator[VerifyResponse]:
         everything = request.tier == Tier.TIER_UNSPECIFIED
-        for name in self._store.tiers if everything else [self._named(request.tier)]:
+        # All of object storage is read only when it is named: every block of it costs a request.
+        own = [name for name in self._store.tiers if name != "network"]
+        for name in own if everything else [self._named(request.tier)]:
             after: int | None = None
             while True:
                 try:
@@ -197,24 +207,28 @@ class KvbmServicer(KvbmServiceServicer):
                     await asyncio.sleep(size / request.bytes_per_s)
 
     async def Warm(self, request: WarmRequest, context: Any) -> AsyncIterator[WarmResponse]:
-        if request.model and not await asyncio.to_thread(self._store.locate, request.model, b""):
+        unknown = request.model and not await asyncio.to_thread(self._store.locate, request.model, b"")
+        if unknown and not request.source:
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_NOT_FOUND,
                 f"{self._id} knows no model `{request.model}`; all with an empty name",
                 param="model",
             )
-        plan = await asyncio.to_thread(self._store.warming, request.model)
-        to_come = 1
-        while to_come:
-            brought, failed, to_come = await asyncio.to_thread(self._store.warm, plan, STEP_BLOCKS)
-            yield WarmResponse(brought=brought, failed=failed, to_come=to_come, left=plan.left)
+        async for step in self._warmer.warm(request.model, request.source):
+            yield step
+
+    async def Hottest(self, request: HottestRequest, context: Any) -> AsyncIterator[HottestResponse]:
+        async for run in self._warmer.hottest(request.model, request.most_blocks):
+            yield run
 
     async def Persist(self, request: PersistRequest, context: Any) -> PersistResponse:
-        if "nvme" not in self._store.tiers:
-            raise invalid(f"{self._id} has no nvme tier; set kvbm.nvme.path to have one")
+        if self._store.tiers == ["host"]:
+            raise invalid(
+                f"{self._id} has no nvme tier and no object storage; set kvbm.nvme.path or kvbm.object.url"
+            )
         try:
             await asyncio.to_thread(self._store.persist)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, str(error)) from None
         return PersistResponse()
 
@@ -268,6 +282,25 @@ class KvbmServicer(KvbmServiceServicer):
             written_bytes_total=flow["written_bytes"],
             read_bytes_total=flow["read_bytes"],
             late_total=flow["late"],
+        )
+
+    def _objects(self) -> ObjectStats | None:
+        flow = self._store.objects()
+        if flow is None:
+            return None
+        return ObjectStats(
+            url=flow["url"],
+            problem=flow["problem"] or "",
+            outages_total=flow["outages"],
+            recovered=flow["recovered"],
+            written_total=flow["written"],
+            written_bytes_total=flow["written_bytes"],
+            waiting=flow["waiting"],
+            skipped=flow["skipped"],
+            recalled_total=flow["recalled"],
+            read_bytes_total=flow["read_bytes"],
+            missed=flow["missed"],
+            bytes_per_s=flow["bytes_per_s"],
         )
 
 

@@ -2,19 +2,28 @@
 //!
 //! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through.
 //! * [`promote`] reads blocks back into the host tier, which is where all readers read.
+//! * [`archive`] writes what was stored to object storage, [`recall`] reads it back; [`objects`] is both for callers.
 //! * [`pins`] keeps blocks for tenants; [`residency`] tells where blocks are and takes wishes of where they should be.
 //! * [`network`] lends blocks to other nodes' stores and expects theirs; it moves no bytes.
+//! * [`single`] moves blocks one by one, for callers that wait.
+//! * [`warm`] fills vacant memory ahead of traffic.
 //! * [`scrub`] checks what nobody has asked for yet.
 //!
 //! Nothing a scheduler waits for (`lookup`, `lease`) waits for the disk: both only start reads.
 
 mod admission;
+mod archive;
+mod flow;
 mod network;
+mod objects;
 mod pins;
 mod promote;
+mod recall;
 mod residency;
 mod scrub;
+mod single;
 mod spill;
+mod warm;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,20 +32,23 @@ use std::time::Duration;
 use kvmesh_core::Digest;
 use parking_lot::Mutex;
 
+pub use self::flow::{Archived, Flow, Recalled};
 pub use self::network::{Expected, Incoming, Lent, WORD};
+use self::objects::Objects;
 use self::pins::Pins;
 pub use self::pins::{PinError, Pinned};
 use self::promote::Promoter;
-pub use self::residency::{Prefetched, Warmed, Warming};
+pub use self::residency::Prefetched;
 pub use self::scrub::{Checked, ScrubSettings, Scrubbed};
 use self::scrub::{Checker, Scrubber};
 use self::spill::Spiller;
-use crate::block::{self, Lease, Reservation};
+pub use self::warm::{Run, Warmed, Warming};
+use crate::block::{self, Lease};
 use crate::error::{Error, Result};
 use crate::eviction::{Hints, Policy};
 use crate::image::Layout;
 use crate::namespace::Namespace;
-use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, Slot, Stats, Tier};
+use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, ObjectSettings, Slot, Stats, Tier};
 
 /// What a store is made of.
 #[derive(Debug, Clone)]
@@ -49,6 +61,8 @@ pub struct Settings {
     pub policy: Policy,
     /// The disk tier, if there is one.
     pub nvme: Option<NvmeSettings>,
+    /// The object tier, if there is one.
+    pub objects: Option<ObjectSettings>,
     /// Bytes each tenant may pin.
     pub pin_bytes: u64,
     /// How blocks at rest are checked; None: only when they are read.
@@ -74,41 +88,21 @@ impl Settings {
             host_bytes,
             policy: Policy::default(),
             nvme: None,
+            objects: None,
             pin_bytes: host_bytes / 4,
             scrub: None,
         }
     }
 }
 
-/// What went between the tiers, in blocks since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// Written below.
-    pub spilled: u64,
-    /// Left the host tier unwritten because the writer was behind.
-    pub shed: u64,
-    /// Not written because they are unlikely to return.
-    pub unlikely: u64,
-    /// Not written because the day's bytes are used up, or nearly, for blocks as likely to return.
-    pub over_budget: u64,
-    /// Not written because the tier had no room, or failed.
-    pub unplaced: u64,
-    /// Read back.
-    pub promoted: u64,
-    /// Not read back: the disk failed, or the block was corrupt.
-    pub failed: u64,
-    /// To be read back now.
-    pub coming: u64,
-    /// Blocks of prefetches given up because their time was over before they were begun.
-    pub late: u64,
-}
-
-/// A block's namespace in both tiers.
+/// A block's namespace in all tiers.
 pub(crate) struct Open {
     pub(crate) name: Namespace,
     pub(crate) layout: Arc<Layout>,
-    /// None: the tier below cannot have such blocks.
+    /// On the disk; None: that tier cannot have such blocks.
     pub(crate) below: Option<NamespaceId>,
+    /// The same in object storage.
+    pub(crate) remote: Option<NamespaceId>,
 }
 
 /// The tiers of a node. Thread-safe.
@@ -116,6 +110,7 @@ pub struct Store {
     host: Arc<HostTier>,
     shared: Arc<Shared>,
     lower: Option<Lower>,
+    objects: Option<Objects>,
     scrubber: Option<Scrubber>,
     pins: Pins,
     /// Held by who opens a namespace, which may wait for the disk.
@@ -140,6 +135,11 @@ impl Shared {
         self.opened.lock()[namespace.0 as usize].clone()
     }
 
+    /// The same; None where it is open in the host tier alone.
+    fn try_open(&self, namespace: NamespaceId) -> Option<Arc<Open>> {
+        self.opened.lock().get(namespace.0 as usize).cloned()
+    }
+
     /// All, by the host tier's numbers.
     fn all(&self) -> Vec<Arc<Open>> {
         self.opened.lock().clone()
@@ -156,7 +156,8 @@ impl Shared {
         let number = |open: &Open, host: usize, tier| match tier {
             kvmesh_core::Tier::Host => Some(NamespaceId(host as u32)),
             kvmesh_core::Tier::Nvme => open.below,
-            _ => None,
+            kvmesh_core::Tier::Network => open.remote,
+            kvmesh_core::Tier::Device => None,
         };
         let found = (opened.iter().enumerate())
             .find(|(host, open)| number(open, *host, from) == Some(namespace))?;
@@ -185,16 +186,24 @@ impl Store {
                 })
             }
         };
+        let objects = match &settings.objects {
+            None => None,
+            Some(objects) => {
+                let nvme = lower.as_ref().map(|lower| &lower.nvme);
+                Some(Objects::start(&shared, nvme, objects, settings)?)
+            }
+        };
         let mut store = Self {
             host,
             shared,
             lower,
+            objects,
             scrubber: None,
             pins: Pins::new(settings.pin_bytes),
             opening: Mutex::new(()),
         };
         if let Some(scrub) = settings.scrub {
-            store.scrubber = Some(Scrubber::start(store.checker(), scrub)?);
+            store.scrubber = Some(Scrubber::start(store.local_checker(), scrub)?);
         }
         Ok(store)
     }
@@ -215,6 +224,9 @@ impl Store {
         if let Some(lower) = &self.lower {
             tiers.push(lower.nvme.clone());
         }
+        if let Some(objects) = &self.objects {
+            tiers.push(objects.tier.clone());
+        }
         tiers
     }
 
@@ -227,6 +239,7 @@ impl Store {
                 name: namespace.clone(),
                 layout: self.host.layout(id),
                 below: (self.nvme()).and_then(|nvme| nvme.open(namespace).ok()),
+                remote: (self.objects()).and_then(|tier| tier.open(namespace).ok()),
             });
             self.shared.opened.lock().push(open);
         }
@@ -259,71 +272,6 @@ impl Store {
         (lease, coming)
     }
 
-    /// Reads the leading blocks of the chain that are on the disk into the host tier. Blocks.
-    pub(crate) fn bring(&self, namespace: NamespaceId, chain: &[Digest]) {
-        if let Some(lower) = &self.lower {
-            lower.promoter.bring(namespace, None, chain);
-        }
-    }
-
-    /// Copies a block from the disk tier to `out`, verified; false if it is not there, or not whole.
-    pub(crate) fn read_below(
-        &self,
-        namespace: NamespaceId,
-        chain: &[Digest; 1],
-        out: &mut [u8],
-    ) -> Result<bool> {
-        let open = self.shared.open(namespace);
-        let (Some(nvme), Some(below)) = (self.nvme(), open.below) else {
-            return Ok(false);
-        };
-        let tier: Arc<dyn Tier> = nvme.clone();
-        let lease = block::lease(&tier, below, chain, 1);
-        if lease.slots().is_empty() {
-            return Ok(false);
-        }
-        match lease.read(0, 0..open.layout.segments().len(), out) {
-            Ok(()) => Ok(true),
-            Err(Error::Corrupt { .. } | Error::Io { .. } | Error::Offline(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Writes a block of one segment to the disk tier alone; whether it is there now. Blocks.
-    pub(crate) fn put_below(
-        &self,
-        namespace: NamespaceId,
-        digest: Digest,
-        data: &[u8],
-    ) -> Result<bool> {
-        let below = self.shared.open(namespace).below;
-        let (Some(nvme), Some(below)) = (self.nvme(), below) else {
-            return Ok(false);
-        };
-        let tier: Arc<dyn Tier> = nvme.clone();
-        match block::reserve(&tier, below, None, &[digest]).pop() {
-            Some(Reservation::Room(reserved)) => match reserved.fill(&[data]) {
-                Ok(filled) => {
-                    block::register(vec![filled]);
-                    Ok(true)
-                }
-                Err(Error::Io { .. } | Error::Offline(_) | Error::NotFilled) => Ok(false),
-                Err(error) => Err(error),
-            },
-            Some(Reservation::Present) => Ok(true),
-            Some(Reservation::Full) | None => Ok(false),
-        }
-    }
-
-    /// Whether the disk tier has the block; counted as a look-up there.
-    pub(crate) fn lookup_below(&self, namespace: NamespaceId, chain: &[Digest; 1]) -> bool {
-        let below = self.shared.open(namespace).below;
-        match (self.nvme(), below) {
-            (Some(nvme), Some(below)) => nvme.lookup(below, chain) == 1,
-            _ => false,
-        }
-    }
-
     /// Somebody is about to need room in the host tier: pins whose time is over keep nothing any more.
     pub fn expire_pins(&self) {
         self.pins.expire();
@@ -336,11 +284,19 @@ impl Store {
         {
             lower.spiller.wake();
         }
+        if let Some(objects) = &self.objects {
+            objects.archivist.wake();
+        }
     }
 
     /// Waits until a block can be stored without another's leaving unwritten. For callers that would rather wait than
-    /// lose blocks; true at once where there is no disk tier, or it is out.
+    /// lose blocks; true at once where there is no tier below, or it is out.
     pub fn wait_spilled(&self, namespace: NamespaceId, timeout: Duration) -> bool {
+        if let Some(objects) = &self.objects
+            && !objects.archivist.wait_room(timeout)
+        {
+            return false;
+        }
         let Some(lower) = &self.lower else {
             return true;
         };
@@ -356,6 +312,9 @@ impl Store {
         self.host.hint(namespace, blocks, hints);
         if let (Some(nvme), Some(below)) = (self.nvme(), self.shared.open(namespace).below) {
             nvme.hint(below, blocks, hints);
+        }
+        if let (Some(tier), Some(remote)) = (self.objects(), self.shared.open(namespace).remote) {
+            tier.hint(remote, blocks, hints);
         }
     }
 
@@ -389,13 +348,17 @@ impl Store {
         self.pins.held()
     }
 
-    /// Writes everything in the host tier to the disk tier, whatever its chances, and makes it outlive the machine; with
-    /// a time, as much as is written by then. Fails when that tier is out. Blocks.
+    /// Writes everything in the host tier to the tiers that outlive the machine, whatever its chances; with a time, as
+    /// much as is written by then. Fails when one of those tiers is out. Blocks.
     pub fn persist(&self, within: Option<Duration>) -> Result<()> {
-        match &self.lower {
+        let kept = match &self.lower {
             Some(lower) => lower.spiller.write_everything(within),
             None => Ok(()),
-        }
+        };
+        kept.and(match &self.objects {
+            Some(objects) => objects.archivist.write_everything(within),
+            None => Ok(()),
+        })
     }
 
     /// Each tier's numbers, from the top.
@@ -439,6 +402,13 @@ impl Store {
         self.scrubber.as_ref().map_or(Vec::new(), Scrubber::totals)
     }
 
+    /// Of tiers whose reading costs nothing.
+    fn local_checker(&self) -> Checker {
+        let mut checker = self.checker();
+        (checker.tiers).retain(|tier| tier.kind() != Some(kvmesh_core::Tier::Network));
+        checker
+    }
+
     fn checker(&self) -> Checker {
         Checker {
             shared: self.shared.clone(),
@@ -457,17 +427,8 @@ impl Store {
             lower.promoter.stop();
             lower.nvme.stop();
         }
-    }
-}
-
-impl Flow {
-    fn and(self, other: Self) -> Self {
-        Self {
-            promoted: other.promoted,
-            failed: other.failed,
-            coming: other.coming,
-            late: other.late,
-            ..self
+        if let Some(objects) = &self.objects {
+            objects.stop();
         }
     }
 }

@@ -11,7 +11,7 @@ use super::Store;
 use crate::block::Lease;
 use crate::image::{AT_REST, FAILED, Layout};
 use crate::namespace::Namespace;
-use crate::tiers::{HostTier, NamespaceId, Room, Slot, Tier};
+use crate::tiers::{HostTier, NamespaceId, Room, Slot, Tier, parts};
 
 /// Bytes at a slot's start that are not moved.
 pub const WORD: usize = 8;
@@ -80,6 +80,46 @@ impl Incoming {
         self.layout.slot_bytes()
     }
 
+    /// Reserves room for those blocks of a chain that are not in the host tier; `parent` is the block before the first.
+    /// Fewer where there is no room for all.
+    pub(super) fn expect(
+        host: &Arc<HostTier>,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Self {
+        let rooms = host.expect(namespace, parent, chain);
+        let blocks = (rooms.into_iter().zip(chain).enumerate())
+            .filter_map(|(place, (room, &digest))| match room {
+                Room::Reserved(slot) => Some(Expected {
+                    place,
+                    slot,
+                    digest,
+                }),
+                Room::Present | Room::Full => None,
+            })
+            .collect();
+        Self {
+            host: host.clone(),
+            layout: host.layout(namespace),
+            blocks,
+        }
+    }
+
+    /// One block's object has been read: it can be read from now on, if it is whole; it is gone if not.
+    pub(super) fn arrived_as(&mut self, place: usize, object: Option<&[u8]>) -> bool {
+        let Some(at) = (self.blocks.iter()).position(|block| block.place == place) else {
+            return false;
+        };
+        let block = self.blocks.swap_remove(at);
+        let parts = object.and_then(|object| parts(object, &self.layout));
+        if let Some((header, segments)) = &parts {
+            (self.host).unpack(block.slot, &self.layout, header, segments);
+            self.host.arena().publish(block.slot.0, AT_REST);
+        }
+        (self.host).arrived(block.slot, &block.digest, &self.layout, parts.is_none())
+    }
+
     /// All bytes have been read into their slots. Blocks that are whole can be read from now on; the places of the others,
     /// which are gone. Blocks.
     pub fn arrived(&mut self) -> Vec<usize> {
@@ -145,21 +185,6 @@ impl Store {
         chain: &[Digest],
     ) -> Incoming {
         self.expire_pins();
-        let rooms = self.host.expect(namespace, parent, chain);
-        let blocks = (rooms.into_iter().zip(chain).enumerate())
-            .filter_map(|(place, (room, &digest))| match room {
-                Room::Reserved(slot) => Some(Expected {
-                    place,
-                    slot,
-                    digest,
-                }),
-                Room::Present | Room::Full => None,
-            })
-            .collect();
-        Incoming {
-            host: self.host.clone(),
-            layout: self.host.layout(namespace),
-            blocks,
-        }
+        Incoming::expect(&self.host, namespace, parent, chain)
     }
 }

@@ -17,39 +17,21 @@ pub struct Prefetched {
     pub coming: usize,
 }
 
-/// Blocks of lower tiers that are worth being read up, the longest unused first.
-#[derive(Debug, Default)]
-pub struct Warming {
-    chains: Vec<(NamespaceId, Option<Digest>, Vec<Digest>)>,
-    /// Blocks that would not fit.
-    pub left: u64,
-}
-
-/// What a step of warming did, in blocks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Warmed {
-    /// They can be read in the host tier now.
-    pub brought: u64,
-    /// They did not come: their tier failed, or they were evicted meanwhile.
-    pub failed: u64,
-    /// To be brought still.
-    pub to_come: u64,
-}
-
 impl Store {
-    /// The namespaces of a model, of all where it is empty. Those that were found on the disk and no engine has asked
+    /// The namespaces of a model, of all where it is empty. Those that were found in lower tiers and no engine has asked
     /// for yet are opened.
     pub fn namespaces_of(&self, model: &str) -> Vec<NamespaceId> {
         let named = |name: &Namespace| model.is_empty() || name.model == model;
-        if let Some(nvme) = self.nvme() {
+        let mut news = self.nvme().map_or(Vec::new(), |nvme| nvme.namespaces());
+        news.extend(self.objects().map_or(Vec::new(), |tier| tier.namespaces()));
+        if !news.is_empty() {
             let opened: Vec<_> = self
                 .shared
                 .all()
                 .into_iter()
                 .map(|open| open.name.clone())
                 .collect();
-            let news = nvme.namespaces().into_iter();
-            for name in news.filter(|name| named(name) && !opened.contains(name)) {
+            for name in (news.into_iter()).filter(|name| named(name) && !opened.contains(name)) {
                 // The host tier may be too small for such blocks; then they stay where they are.
                 let _ = self.open(&name);
             }
@@ -115,6 +97,12 @@ impl Store {
         {
             places.push(Kind::Nvme);
         }
+        let remote = self.shared.open(namespace).remote;
+        if let (Some(tier), Some(remote)) = (self.objects(), remote)
+            && tier.holds(remote, digest)
+        {
+            places.push(Kind::Network);
+        }
         places
     }
 
@@ -126,68 +114,5 @@ impl Store {
         let tiers = self.tiers();
         let found = tiers.iter().find(|other| other.kind() == Some(tier));
         found.map_or(0, |tier| tier.evict(number, blocks))
-    }
-
-    /// Which blocks of a model (all: empty) lower tiers could bring up into vacant room: those used last.
-    pub fn warming(&self, model: &str) -> Warming {
-        let wanted = self.namespaces_of(model);
-        let Some(nvme) = self.nvme() else {
-            return Warming::default();
-        };
-        let stats = self.host.stats();
-        let mut room = stats.capacity_bytes.saturating_sub(stats.used_bytes);
-        let mut warming = Warming::default();
-        let mut full = false;
-        let mut blocks = Vec::new();
-        for (below, digest, parent) in nvme.by_use().into_iter().rev() {
-            let host = self.shared.translate(Kind::Nvme, below, Kind::Host);
-            let Some(namespace) = host.filter(|namespace| wanted.contains(namespace)) else {
-                continue;
-            };
-            if self.host.holds(namespace, &digest) {
-                continue;
-            }
-            let bytes = self.shared.open(namespace).layout.slot_bytes() as u64;
-            full |= bytes > room;
-            if full {
-                warming.left += 1;
-                continue;
-            }
-            room -= bytes;
-            blocks.push((namespace, parent, digest));
-        }
-        for (namespace, parent, digest) in blocks.into_iter().rev() {
-            match warming.chains.last_mut() {
-                Some((of, _, chain)) if *of == namespace && parent == chain.last().copied() => {
-                    chain.push(digest);
-                }
-                _ => warming.chains.push((namespace, parent, vec![digest])),
-            }
-        }
-        // The next step takes from the end.
-        warming.chains.reverse();
-        warming
-    }
-
-    /// Brings about so many blocks of a plan, or more: chains stay whole. Blocks.
-    pub fn warm(&self, warming: &mut Warming, blocks: usize) -> Warmed {
-        let mut warmed = Warmed::default();
-        while warmed.brought + warmed.failed < blocks as u64 {
-            let Some((namespace, parent, chain)) = warming.chains.pop() else {
-                break;
-            };
-            if let Some(lower) = &self.lower {
-                (lower.promoter).bring(namespace, parent.as_ref(), &chain);
-            }
-            let here = chain
-                .iter()
-                .filter(|digest| self.host.holds(namespace, digest));
-            let brought = here.count() as u64;
-            warmed.brought += brought;
-            warmed.failed += chain.len() as u64 - brought;
-        }
-        let left = warming.chains.iter().map(|(.., chain)| chain.len() as u64);
-        warmed.to_come = left.sum();
-        warmed
     }
 }

@@ -455,11 +455,11 @@ impl Catalog {
         let State::Registered { readers } = block.state else {
             return;
         };
-        let key = block.key;
+        let (key, parent) = (block.key, block.parent);
         self.unlist(slot, for_room);
         self.stats.blocks -= 1;
         if let Some(events) = &mut self.events {
-            events.push(Event::Removed { slot });
+            events.push(Event::removed(slot, &key, parent));
         }
         if self.is_announced(key.0) {
             journal.removed(key.1.block_hash());

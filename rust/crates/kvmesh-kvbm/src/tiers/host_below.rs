@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use kvmesh_core::Digest;
 
+use super::catalog::Event;
 use super::catalog::Leaving;
 use super::host::HostTier;
+use super::object::pack;
 use super::{NamespaceId, Room, Slot};
 use crate::image::{AT_REST, FAILED, LIVE, Layout};
 
@@ -14,6 +16,50 @@ impl HostTier {
     /// From now on, blocks wait to be written below before they leave.
     pub(crate) fn spill(&self) {
         self.catalog.lock().enable_parking();
+    }
+
+    /// From now on it is noted what is stored; `news` often.
+    pub(crate) fn note_stored(&self) {
+        self.catalog.lock().record();
+    }
+
+    /// The blocks that were stored since the last call, each with its parent, oldest first.
+    pub(crate) fn news(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
+        let events = self.catalog.lock().take_events().into_iter();
+        let stored = events.filter_map(|event| match event {
+            Event::Stored {
+                namespace,
+                digest,
+                parent,
+                ..
+            } => Some((namespace, digest, parent)),
+            Event::Removed { .. } => None,
+        });
+        stored.collect()
+    }
+
+    /// A leased block as an object, if its bytes are right as they are copied.
+    pub(crate) fn pack(&self, slot: Slot, digest: &Digest, layout: &Layout) -> Option<Vec<u8>> {
+        let header = self.arena.read(slot.0, layout.header_bytes());
+        let checksums = layout.decode_header(&header, digest)?;
+        let segments: Option<Vec<Vec<u8>>> = (layout.segments().iter().zip(&checksums))
+            .map(|(segment, &expected)| {
+                let mut bytes = vec![0; segment.bytes];
+                let sum = self.arena.get(slot.0 + segment.offset as u64, &mut bytes);
+                (sum == expected).then_some(bytes)
+            })
+            .collect();
+        let segments = segments?;
+        let segments: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
+        Some(pack(layout, digest, &checksums, &segments))
+    }
+
+    /// Writes an expected block's image at rest into its slot, all but the first word.
+    pub(crate) fn unpack(&self, slot: Slot, layout: &Layout, header: &[u8], segments: &[&[u8]]) {
+        self.arena.write(slot.0 + 8, &header[8..]);
+        for (bytes, segment) in segments.iter().zip(layout.segments()) {
+            self.arena.write(slot.0 + segment.offset as u64, bytes);
+        }
     }
 
     /// Whether blocks should be written below.
@@ -103,6 +149,11 @@ impl HostTier {
     /// Leading blocks that are here or coming. Counts as no look-up.
     pub(crate) fn leading(&self, namespace: NamespaceId, chain: &[Digest]) -> usize {
         self.catalog.lock().leading(namespace, chain)
+    }
+
+    /// All blocks that can be read now, each with its parent, the longest unused first.
+    pub(crate) fn by_use(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
+        self.catalog.lock().by_use()
     }
 
     /// All blocks that can be read now, leased as those that leave are: parents before what follows them.

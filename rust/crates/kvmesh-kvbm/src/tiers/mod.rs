@@ -8,11 +8,13 @@
 mod by_name;
 mod catalog;
 mod chains;
+mod contents;
 mod entry;
 mod host;
 mod host_below;
 mod noop;
 mod nvme;
+mod object;
 mod ranking;
 mod slabs;
 
@@ -25,6 +27,8 @@ use kvmesh_core::{BlockHash, Digest};
 pub use noop::NoopTier;
 pub(crate) use nvme::{Direction, Transfer};
 pub use nvme::{Health, NvmeTier};
+pub(crate) use object::parts;
+pub use object::{Credentials, ObjectSettings, ObjectTier};
 
 use crate::error::Result;
 use crate::eviction::Hints;

@@ -1,12 +1,18 @@
 //! The tiers, and small blocks to put into them.
 
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvmesh_kvbm::block::{Reservation, Reserved, register, reserve};
 use kvmesh_kvbm::eviction::Policy;
-use kvmesh_kvbm::tiers::{HostTier, NamespaceId, NoopTier, NvmeTier, Tier};
+use kvmesh_kvbm::tiers::{
+    HostTier, NamespaceId, NoopTier, NvmeTier, ObjectSettings, ObjectTier, Slot, Tier,
+};
 use kvmesh_kvbm::{Digest, Namespace};
+
+use crate::s3::{self, S3Server};
 
 pub const SEGMENTS: [u32; 3] = [1000, 3000, 64];
 /// Slots of 8 KiB in a tier of 16.
@@ -18,6 +24,7 @@ pub struct Fixture {
     pub policy: Option<Policy>,
     /// Flips a bit of the byte at an offset from a slot.
     pub flip: Option<Box<dyn Fn(u64)>>,
+    _server: Option<S3Server>,
     _dir: tempfile::TempDir,
 }
 
@@ -26,11 +33,15 @@ pub fn tiers() -> Vec<Fixture> {
         tier: Arc::new(NoopTier::default()),
         policy: None,
         flip: None,
+        _server: None,
         _dir: tempfile::tempdir().expect("a directory"),
     };
     let hosts = Policy::ALL.into_iter().map(host);
     let disks = [Policy::Default, Policy::Lru].into_iter().map(nvme);
-    hosts.chain(disks).chain([noop]).collect()
+    let files = [Policy::Default, Policy::Lru].into_iter().map(files);
+    (hosts.chain(disks).chain(files))
+        .chain([bucket(Policy::Lru), noop])
+        .collect()
 }
 
 /// The byte offset of a slot of the disk tier.
@@ -43,26 +54,92 @@ fn nvme(policy: Policy) -> Fixture {
     let tier = NvmeTier::new(dir.path(), TIER_BYTES, policy);
     assert_eq!(tier.health().problem, None);
     let path = dir.path().join("slabs");
+    let flip = move |offset: u64| flip_file(&path, place(offset));
+    Fixture {
+        tier,
+        policy: Some(policy),
+        flip: Some(Box::new(flip)),
+        _server: None,
+        _dir: dir,
+    }
+}
+
+/// Object storage at a URL, for as long as a test.
+pub fn objects(url: String, server: Option<&S3Server>) -> ObjectSettings {
+    ObjectSettings {
+        url,
+        endpoint: server.map(S3Server::endpoint),
+        region: None,
+        credentials: server.map(|_| s3::credentials()),
+        bytes: TIER_BYTES,
+        timeout: Duration::from_secs(30),
+        refresh: Duration::from_secs(3600),
+        writable: true,
+    }
+}
+
+fn files(policy: Policy) -> Fixture {
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = objects(format!("fs://{}", dir.path().display()), None);
+    let root = dir.path().to_owned();
+    object(settings, policy, root, None, dir)
+}
+
+fn bucket(policy: Policy) -> Fixture {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = S3Server::start(dir.path(), None);
+    let settings = objects(s3::URL.into(), Some(&server));
+    let root = s3::objects_in(dir.path());
+    object(settings, policy, root, Some(server), dir)
+}
+
+fn object(
+    settings: ObjectSettings,
+    policy: Policy,
+    root: PathBuf,
+    server: Option<S3Server>,
+    dir: tempfile::TempDir,
+) -> Fixture {
+    let tier = ObjectTier::new(&settings, policy).expect("an object tier");
+    assert_eq!(tier.health().problem, None);
+    let of_flip = tier.clone();
     let flip = move |offset: u64| {
-        let slabs = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path);
-        let slabs = slabs.expect("the slab file");
-        let mut byte = [0];
-        slabs
-            .read_exact_at(&mut byte, place(offset))
-            .expect("a byte");
-        slabs
-            .write_all_at(&[byte[0] ^ 1], place(offset))
-            .expect("a byte");
+        let slot = Slot(offset / 8192 * 8192);
+        let path = root.join(of_flip.object_of(slot).expect("an object"));
+        flip_file(&path, body_offset(offset % 8192));
     };
     Fixture {
         tier,
         policy: Some(policy),
         flip: Some(Box::new(flip)),
+        _server: server,
         _dir: dir,
     }
+}
+
+/// Where the byte at an offset from a slot is in an object, which has no padding.
+fn body_offset(at: u64) -> u64 {
+    let layout = kvmesh_kvbm::image::Layout::new(&namespace("m"));
+    let mut place = layout.header_bytes();
+    for segment in layout.segments() {
+        if (segment.offset..segment.offset + segment.bytes).contains(&(at as usize)) {
+            return (place + at as usize - segment.offset) as u64;
+        }
+        place += segment.bytes;
+    }
+    assert!((at as usize) < layout.header_bytes());
+    at
+}
+
+fn flip_file(path: &Path, place: u64) {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path);
+    let file = file.expect("a file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, place).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 1], place).expect("a byte");
 }
 
 fn host(policy: Policy) -> Fixture {
@@ -86,6 +163,7 @@ fn host(policy: Policy) -> Fixture {
         tier: Arc::new(host),
         policy: Some(policy),
         flip: Some(Box::new(flip)),
+        _server: None,
         _dir: dir,
     }
 }

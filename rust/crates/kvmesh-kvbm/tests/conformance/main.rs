@@ -6,3 +6,5 @@ mod integrity;
 mod life;
 mod lookup;
 mod room;
+#[path = "../common/s3.rs"]
+mod s3;

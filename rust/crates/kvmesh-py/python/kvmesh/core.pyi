@@ -465,6 +465,46 @@ class StoreStats(TypedDict):
     # Blocks dropped because their checksum did not match.
     corrupt: int
 
+class ObjectOptions(TypedDict):
+    """Object storage, and what may be in it."""
+
+    # `s3://bucket/prefix` or `fs:///path`; what is below it is kvmesh's alone
+    url: str
+    # of all stores together; those written longest ago are deleted beyond
+    bytes: int
+    # of S3, where it is not Amazon's
+    endpoint: str | None
+    region: str | None
+    # key, secret and perhaps a token; None: what the environment, files or the machine's role give
+    credentials: tuple[str, str, str | None] | None
+    # for one call
+    timeout_s: float
+    # from one listing to the next
+    refresh_s: float
+
+class StoreObjects(TypedDict):
+    """To and from object storage, in blocks since the start."""
+
+    written: int
+    # to be written now
+    waiting: int
+    # not written: "shed", "left", "unplaced", "failed"
+    skipped: dict[str, int]
+    recalled: int
+    recalled_bytes: int
+    # as measured last
+    bytes_per_s: int
+    # wanted and not had: "absent", "late", "slow", "full", "corrupt", "failed", "shed"
+    missed: dict[str, int]
+    # why the tier is out
+    problem: str | None
+    url: str
+    outages: int
+    # blocks it had when it came online last
+    recovered: int
+    written_bytes: int
+    read_bytes: int
+
 class StoreFlow(TypedDict):
     """What went between the host tier and the nvme tier, in blocks since the start, and the disk's state."""
 
@@ -567,9 +607,11 @@ class Warming:
         """Blocks that would not fit."""
 
 class StoreServer:
-    """The store of a node: tiers in shared memory and perhaps on a disk, served on a unix socket by its own threads.
+    """The store of a node: tiers in shared memory, perhaps on a disk and in object storage, served on a unix socket by
+    its own threads.
 
-    Thread-safe; every method releases the GIL. `tier` is "host" or "nvme"; ValueError where there is none such.
+    Thread-safe; every method releases the GIL. `tier` is "host", "nvme" or "network", which is object storage;
+    ValueError where there is none such.
     """
 
     def __new__(
@@ -582,6 +624,7 @@ class StoreServer:
         nvme_path: str | None = None,
         nvme_bytes: int = 0,
         nvme_bytes_per_day: int | None = None,
+        objects: ObjectOptions | None = None,
         pin_bytes: int | None = None,
         scrub_bytes_per_s: int | None = None,
         scrub_pause_s: float = 60.0,
@@ -592,8 +635,8 @@ class StoreServer:
         `nvme_bytes_per_day` bounds what is written to the disk; `pin_bytes` is each tenant's budget, a quarter
         of the host tier if None; `scrub_bytes_per_s` is how fast blocks at rest are checked, if they are, and
         `scrub_pause_s` the time between two passes. Raises OSError that says what to change: no space, the socket is taken;
-        ValueError when its path is too long or there is no such policy. A disk that fails raises nothing:
-        `flow` tells."""
+        ValueError when its path is too long or there is no such policy. A disk or service that fails raises nothing:
+        `flow` and `objects` tell."""
 
     @property
     def tiers(self) -> list[str]:
@@ -603,6 +646,9 @@ class StoreServer:
     def flow(self) -> StoreFlow | None:
         """None without an nvme tier."""
 
+    def objects(self) -> StoreObjects | None:
+        """None without object storage."""
+
     def scrubbed(self) -> dict[str, StoreScrubbed]:
         """By tier; empty where nothing is scrubbed."""
 
@@ -611,10 +657,11 @@ class StoreServer:
         """Engine processes connected now."""
 
     def flush(self, tier: str | None = None) -> int:
-        """Forget every block of the tier, or of all, that is not in use; returns how many."""
+        """Forget every block of the tier, or of all that are this node's alone, that is not in use; how many."""
 
     def persist(self, within_s: float | None = None) -> None:
-        """Write the host tier's blocks to the disk, or as many as can be in a time; blocks. OSError: it is out."""
+        """Write the host tier's blocks to the disk and to object storage, or as many as can be in a time; blocks.
+        OSError: one of them is out. ValueError: not all were written."""
 
     def hint(self, model: str, digests: bytes, hints: StoreHints) -> None:
         """What requests that use these blocks of a model (all: empty) from now on say of their return."""
@@ -639,6 +686,9 @@ class StoreServer:
         Engines come first; what has not begun within the time is given up. Returns, over the model's namespaces
         (all: empty), the leading blocks that are there and those behind them that are to come."""
 
+    def recall(self, model: str, hashes: list[int], within_s: float) -> None:
+        """Begin to read what memory and disk lack of a chain from object storage, which is asked for blocks not known."""
+
     def evict(self, tier: str, model: str, digests: bytes) -> int:
         """Drop blocks of a tier that are not in use; how many. All models: empty."""
 
@@ -650,8 +700,19 @@ class StoreServer:
 
         OSError: the tier is out, or goes out."""
 
-    def warming(self, model: str) -> Warming:
-        """Choose blocks of lower tiers for the host tier's vacant room: those used last. All models: empty."""
+    def warming(self, model: str, objects: ObjectOptions | None = None) -> Warming:
+        """Choose blocks of the disk, or of an object storage that is read for this once, for the host tier's vacant room:
+        those used last. All models: empty. Blocks. OSError: the storage is not to be had; ValueError: no such URL."""
+
+    def hottest(self, model: str, limit: int) -> list[tuple[StoreNamespace, bytes, bytes]]:
+        """Blocks of memory and disk as runs of chains, those used last first: namespace, the digest of the block before
+        the first, if any, and the digests. At most so many blocks."""
+
+    def open(self, namespace: StoreNamespace) -> None:
+        """Get ready for a namespace's blocks. ValueError: they do not fit."""
+
+    def room(self, namespace: StoreNamespace) -> int:
+        """Blocks of a namespace that fit into vacant memory. ValueError: no such namespace."""
 
     def warm(self, warming: Warming, blocks: int) -> tuple[int, int, int]:
         """Bring about so many of them; how many came, did not, and are left of those chosen. Blocks."""
@@ -705,6 +766,7 @@ class TieredStore:
         block_bytes: int,
         nvme_path: str | os.PathLike[str] | None = None,
         nvme_bytes: int = 0,
+        remote: str | ObjectOptions | None = None,
         policy: str = "default",
         *,
         shm_dir: str | os.PathLike[str] = ...,
@@ -712,7 +774,9 @@ class TieredStore:
     ) -> TieredStore:
         """`nvme_path` is a directory of this store alone; what it holds is there again after a restart, if
         `block_bytes` is the same and `nvme_bytes` of about the same size.
-        OSError, ValueError that say what to change. A disk that fails raises nothing: `stats` tells."""
+        `remote` is object storage that other stores may share: `s3://bucket/prefix`, with the credentials and region of
+        the environment, or `fs:///path`; or all there is to say of it.
+        OSError, ValueError that say what to change. A disk or service that fails raises nothing: `stats` tells."""
 
     def put(self, digest: bytes, data: _Bytes) -> bool:
         """Store a block; whether it is there now: False when all others are in use, or are worth more.
@@ -720,8 +784,8 @@ class TieredStore:
         Blocks for the copy, and while others that leave for it are being written to the disk."""
 
     def get(self, digest: bytes, out: _Bytes) -> str | None:
-        """Copy a block to `out`; the tier it was in ("host", "nvme"), or None. One from the disk is in the host
-        tier afterwards. Blocks for the copy and the disk. After None `out` may hold anything."""
+        """Copy a block to `out`; the tier it was in ("host", "nvme", "network"), or None. One from below is in the
+        host tier afterwards. Blocks for the copy, the disk and the service. After None `out` may hold anything."""
 
     def contains(self, digests: Sequence[bytes]) -> list[str | None]:
         """The uppermost tier that has each block."""

@@ -3,6 +3,7 @@
 
 mod client;
 mod network;
+mod objects;
 mod server;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 pub use self::client::{Lease, Pages, StoreClient};
 pub use self::network::{Incoming, Lent};
+pub use self::objects::{PyObjects, objects_dict};
 pub use self::server::{StoreServer, Warming};
 use crate::error;
 use crate::integers::Tokens;
@@ -42,6 +44,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         | Error::SocketTaken(_)
         | Error::Io { .. }
         | Error::Offline(_)
+        | Error::Storage { .. }
         | Error::DirectoryTaken(_) => PyOSError::new_err(message),
         Error::Lost(_) => PyLookupError::new_err(message),
         Error::Corrupt { .. } => CorruptBlockError::new_err(message),

@@ -13,7 +13,8 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::network::{self, Incoming, Lent, PyNamespace};
 use super::{
-    PyChange, PyHints, chain, changes, flow_dict, policy, seconds, stats_dict, tier_name, to_py,
+    PyChange, PyHints, PyObjects, chain, changes, flow_dict, objects_dict, policy, seconds,
+    stats_dict, tier_name, to_py,
 };
 
 /// The store of a node, served on the unix socket `socket`.
@@ -43,7 +44,7 @@ impl StoreServer {
 impl StoreServer {
     #[new]
     #[pyo3(signature = (socket, host_bytes, shm_dir, policy = "default", *, nvme_path = None, nvme_bytes = 0,
-                        nvme_bytes_per_day = None, pin_bytes = None, scrub_bytes_per_s = None, scrub_pause_s = 60.0))]
+                        nvme_bytes_per_day = None, objects = None, pin_bytes = None, scrub_bytes_per_s = None, scrub_pause_s = 60.0))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
@@ -54,6 +55,7 @@ impl StoreServer {
         nvme_path: Option<PathBuf>,
         nvme_bytes: u64,
         nvme_bytes_per_day: Option<u64>,
+        objects: Option<PyObjects>,
         pin_bytes: Option<u64>,
         scrub_bytes_per_s: Option<u64>,
         scrub_pause_s: f64,
@@ -67,6 +69,7 @@ impl StoreServer {
                 bytes: nvme_bytes,
                 bytes_per_day: nvme_bytes_per_day,
             }),
+            objects: objects.map(PyObjects::settings).transpose()?,
             pin_bytes: pin_bytes.unwrap_or(host.pin_bytes),
             scrub: scrub_bytes_per_s.map(|bytes_per_s| ScrubSettings { bytes_per_s, pause }),
             ..host
@@ -94,6 +97,11 @@ impl StoreServer {
         health
             .map(|health| flow_dict(py, &flow, &health))
             .transpose()
+    }
+
+    fn objects<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let flow = py.detach(|| self.store().object_flow());
+        flow.map(|flow| objects_dict(py, &flow)).transpose()
     }
 
     /// What the scrubber has checked, tier by tier.
@@ -125,6 +133,10 @@ impl StoreServer {
             Some(name) => vec![self.tier(name)?],
             None => self.store().tiers(),
         };
+        // What all stores share is forgotten when it is named.
+        let shared = |tier: &Arc<dyn Tier>| tier.kind().map(tier_name) == Some("network");
+        let tiers = (tiers.into_iter()).filter(|of| tier.is_some() || !shared(of));
+        let tiers: Vec<_> = tiers.collect();
         Ok(py.detach(|| tiers.iter().map(|tier| tier.flush()).sum()))
     }
 
@@ -193,6 +205,19 @@ impl StoreServer {
         }))
     }
 
+    fn recall(&self, py: Python<'_>, model: &str, hashes: Vec<u64>, within_s: f64) -> PyResult<()> {
+        let within = seconds(within_s)?;
+        let hashes: Vec<BlockHash> = hashes.into_iter().map(BlockHash).collect();
+        py.detach(|| {
+            let store = self.store();
+            for namespace in store.namespaces_of(model) {
+                let known = store.digests(namespace, &hashes);
+                store.recall(namespace, &known, &hashes, within);
+            }
+        });
+        Ok(())
+    }
+
     fn evict(&self, py: Python<'_>, tier: &str, model: &str, digests: &[u8]) -> PyResult<usize> {
         let (blocks, tier) = (chain(digests)?, self.tier(tier)?);
         let Some(kind) = tier.kind() else {
@@ -251,8 +276,54 @@ impl StoreServer {
         ))
     }
 
-    fn warming(&self, py: Python<'_>, model: &str) -> Warming {
-        Warming(Mutex::new(py.detach(|| self.store().warming(model))))
+    #[pyo3(signature = (model, objects = None))]
+    fn warming(
+        &self,
+        py: Python<'_>,
+        model: &str,
+        objects: Option<PyObjects>,
+    ) -> PyResult<Warming> {
+        let objects = objects.map(PyObjects::settings).transpose()?;
+        let plan = py.detach(|| match &objects {
+            Some(objects) => self.store().warming_from(model, objects),
+            None => Ok(self.store().warming(model)),
+        });
+        plan.map(|plan| Warming(Mutex::new(plan))).map_err(to_py)
+    }
+
+    fn hottest<'py>(
+        &self,
+        py: Python<'py>,
+        model: &str,
+        limit: usize,
+    ) -> Vec<(PyNamespace, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let runs = py.detach(|| {
+            let runs = self.store().hottest(model, limit).into_iter();
+            let named = runs.map(|(id, parent, run)| {
+                let parent: Vec<_> = parent.into_iter().collect();
+                (network::fields(self.store().name_of(id)), parent, run)
+            });
+            named.collect::<Vec<_>>()
+        });
+        let bytes = |digests: &[_]| PyBytes::new(py, &network::concat(digests));
+        (runs.into_iter())
+            .map(|(name, parent, run)| (name, bytes(&parent), bytes(&run)))
+            .collect()
+    }
+
+    fn open(&self, py: Python<'_>, namespace: PyNamespace) -> PyResult<()> {
+        let name = network::namespace(namespace);
+        py.detach(|| self.store().open(&name))
+            .map(drop)
+            .map_err(to_py)
+    }
+
+    /// Blocks that fit into vacant room, of one size.
+    fn room(&self, py: Python<'_>, namespace: PyNamespace) -> PyResult<u64> {
+        py.detach(|| {
+            let id = self.namespace(namespace)?;
+            Ok(self.store().room(id))
+        })
     }
 
     fn warm(&self, py: Python<'_>, warming: &Warming, blocks: usize) -> (u64, u64, u64) {

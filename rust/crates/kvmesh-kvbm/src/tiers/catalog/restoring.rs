@@ -19,11 +19,25 @@ pub(crate) enum Event {
         digest: Digest,
         parent: Option<Digest>,
     },
-    /// Holds nothing any more.
-    Removed { slot: Slot },
+    /// Does not hold this block any more.
+    Removed {
+        slot: Slot,
+        namespace: NamespaceId,
+        digest: Digest,
+        parent: Option<Digest>,
+    },
 }
 
 impl Event {
+    pub(super) fn removed(slot: Slot, key: &Key, parent: Option<Digest>) -> Self {
+        Self::Removed {
+            slot,
+            namespace: key.0,
+            digest: key.1,
+            parent,
+        }
+    }
+
     pub(super) fn stored(slot: Slot, key: &Key, parent: Option<Digest>) -> Self {
         Self::Stored {
             slot,
@@ -42,6 +56,11 @@ impl Catalog {
         catalog
     }
 
+    /// From now on slots' contents are recorded.
+    pub(crate) fn record(&mut self) {
+        self.events.get_or_insert_default();
+    }
+
     /// Bytes of a region: slots keep their places as long as it stays the same.
     pub(crate) fn region_bytes(&self) -> u64 {
         self.slabs.region_bytes()
@@ -57,6 +76,11 @@ impl Catalog {
         self.namespaces.iter().map(|open| &open.namespace)
     }
 
+    /// An open namespace.
+    pub(crate) fn namespace(&self, namespace: NamespaceId) -> &Namespace {
+        &self.namespaces[namespace.0 as usize].namespace
+    }
+
     /// What is there, in the order of its last use.
     pub(crate) fn recorded_blocks(&self) -> Vec<Event> {
         let mut blocks: Vec<(Tick, BlockId, Event)> = (self.index.iter())
@@ -69,6 +93,21 @@ impl Catalog {
             .collect();
         blocks.sort_unstable_by_key(|&(used, id, _)| (used, id));
         blocks.into_iter().map(|(.., event)| event).collect()
+    }
+
+    /// What is there, each with its parent, the longest unused first.
+    pub(crate) fn by_use(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
+        let block = |event| match event {
+            Event::Stored {
+                namespace,
+                digest,
+                parent,
+                ..
+            } => Some((namespace, digest, parent)),
+            Event::Removed { .. } => None,
+        };
+        let blocks = self.recorded_blocks().into_iter();
+        blocks.filter_map(block).collect()
     }
 
     /// Totals go on from those of another catalog.
@@ -151,5 +190,48 @@ impl Catalog {
         }
         self.stats.blocks += restored.len() as u64;
         restored.len()
+    }
+
+    /// Takes in a block that is there already, if there is room without another's leaving; whether it is new.
+    pub(crate) fn adopt(
+        &mut self,
+        journal: &Journal,
+        namespace: NamespaceId,
+        digest: Digest,
+        parent: Option<Digest>,
+    ) -> bool {
+        let key = Key(namespace, digest);
+        let slab = self.slab_of(namespace);
+        if self.index.get(&key).is_some() || self.slabs.room(slab).0 == 0 {
+            return false;
+        }
+        let operation = self.begin(namespace, None, &[]);
+        let at = Use {
+            key: key.name(),
+            parent: parent.map(|parent| Key(namespace, parent).name()),
+            ..operation
+        };
+        let state = State::Registered { readers: 0 };
+        let Some(slot) = self.place(journal, slab, key, parent, state, &at) else {
+            return false;
+        };
+        self.offer(slot);
+        self.announce(journal, slot);
+        true
+    }
+
+    /// The block turned out to be gone: it is forgotten, which is not recorded.
+    pub(crate) fn disown(&mut self, journal: &Journal, slot: Slot) {
+        let before = self.events.as_ref().map_or(0, Vec::len);
+        self.forget(journal, slot, false);
+        if let Some(events) = &mut self.events {
+            events.truncate(before);
+        }
+    }
+
+    /// A slot's block, and the one it follows.
+    pub(crate) fn link(&self, slot: Slot) -> Option<(NamespaceId, Digest, Option<Digest>)> {
+        let block = self.slabs.get(slot)?;
+        Some((block.key.0, block.key.1, block.parent))
     }
 }

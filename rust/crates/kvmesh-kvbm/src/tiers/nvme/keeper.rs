@@ -11,7 +11,6 @@ use super::disk::Disk;
 use super::map::{Map, Recorded};
 use super::{Device, NvmeTier, SILENT};
 use crate::error::{Error, Result};
-use crate::namespace::Namespace;
 use crate::tiers::NamespaceId;
 use crate::tiers::catalog::{Catalog, Event};
 use crate::tiers::slabs::region_bytes_of;
@@ -113,7 +112,7 @@ impl NvmeTier {
         drop(health);
         let mut contents = self.contents.lock();
         // Namespaces that fitted once fit again.
-        if let Ok(catalog) = self.catalog_of(&contents.namespaces()) {
+        if let Ok(catalog) = contents.emptied(self.bytes, self.policy) {
             contents.replace(catalog, &self.journal, false);
         }
     }
@@ -133,8 +132,14 @@ impl NvmeTier {
         let kept = recorded.region_bytes == Some(region_bytes_of(self.bytes));
         let recorded = if kept { recorded } else { Recorded::default() };
         loop {
-            let known = self.contents.lock().namespaces();
-            let mut catalog = self.catalog_of(&known)?;
+            let (known, emptied) = {
+                let contents = self.contents.lock();
+                (
+                    contents.namespaces(),
+                    contents.emptied(self.bytes, self.policy),
+                )
+            };
+            let mut catalog = emptied?;
             let restored = restore(&mut catalog, &recorded);
             let namespaces: Vec<_> = catalog.known_namespaces().cloned().collect();
             map.rewrite(
@@ -164,15 +169,6 @@ impl NvmeTier {
             }));
             return Ok(());
         }
-    }
-
-    /// An empty catalog with these namespaces.
-    fn catalog_of(&self, namespaces: &[Namespace]) -> Result<Catalog> {
-        let mut catalog = Catalog::recorded(self.bytes, self.policy);
-        for namespace in namespaces {
-            catalog.open(namespace)?;
-        }
-        Ok(catalog)
     }
 
     fn look_after(&self) {

@@ -197,7 +197,7 @@ impl Log {
                 ];
                 self.entry(STORED, &fields);
             }
-            Event::Removed { slot } => self.entry(REMOVED, &[&slot.0.to_le_bytes()]),
+            Event::Removed { slot, .. } => self.entry(REMOVED, &[&slot.0.to_le_bytes()]),
         }
     }
 }
@@ -296,14 +296,22 @@ mod tests {
         }
     }
 
+    fn removed(slot: u64, number: u8) -> Event {
+        Event::Removed {
+            slot: Slot(slot),
+            namespace: NamespaceId(0),
+            digest: Digest::new([number; 32]),
+            parent: None,
+        }
+    }
+
     fn written(dir: &Path) -> Map {
         let (mut map, recorded) = Map::open(dir).unwrap();
         assert_eq!(recorded.region_bytes, None);
         map.rewrite(4096, &[namespace()], &[]).unwrap();
         map.append(&[stored(0, 1, None), stored(4096, 2, Some(1))])
             .unwrap();
-        map.append(&[Event::Removed { slot: Slot(0) }, stored(0, 3, None)])
-            .unwrap();
+        map.append(&[removed(0, 1), stored(0, 3, None)]).unwrap();
         map
     }
 

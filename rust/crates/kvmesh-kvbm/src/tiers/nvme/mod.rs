@@ -5,7 +5,6 @@
 //! * A disk that fails, fills up, vanishes or does not answer takes the tier out: it is empty and full at once, and
 //!   says why. Then it is tried again and again, and comes back with what its record says.
 
-mod contents;
 mod disk;
 mod io;
 mod keeper;
@@ -20,11 +19,11 @@ pub(crate) use io::{Direction, Transfer};
 use kvmesh_core::Digest;
 use parking_lot::{Mutex, RwLock};
 
-use self::contents::Contents;
 use self::disk::Disk;
 use self::keeper::Stop;
 use self::map::Map;
 use super::catalog::Event;
+use super::contents::Contents;
 use super::{NamespaceId, Slot};
 use crate::error::{Error, Result};
 use crate::eviction::Policy;
@@ -108,17 +107,7 @@ impl NvmeTier {
 
     /// What is there, each with its parent, the longest unused first.
     pub(crate) fn by_use(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
-        let events = self.contents.lock().catalog.recorded_blocks();
-        let block = |event| match event {
-            Event::Stored {
-                namespace,
-                digest,
-                parent,
-                ..
-            } => Some((namespace, digest, parent)),
-            Event::Removed { .. } => None,
-        };
-        events.into_iter().filter_map(block).collect()
+        self.contents.lock().catalog.by_use()
     }
 
     /// Whether the block can be read. Counts as no look-up.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use kvmesh_core::{BlockHash, Digest};
 
 use super::NvmeTier;
-use super::contents::Contents;
 use super::io::{Direction, Transfer};
 use crate::copy::checksum;
 use crate::error::{Error, Result};
@@ -14,6 +13,7 @@ use crate::eviction::Hints;
 use crate::image::{AT_REST, Layout};
 use crate::journal::{Change, Journal};
 use crate::namespace::Namespace;
+use crate::tiers::contents::Contents;
 use crate::tiers::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
 
 impl Tier for NvmeTier {

@@ -1,12 +1,13 @@
-//! What the tier holds while it is online.
+//! What a tier that may go away holds while it is online.
 
 use rustc_hash::FxHashSet;
 
+use super::Slot;
+use super::catalog::Catalog;
+use crate::error::Result;
 use crate::eviction::Policy;
 use crate::journal::Journal;
 use crate::namespace::Namespace;
-use crate::tiers::Slot;
-use crate::tiers::catalog::Catalog;
 
 /// Bits of a slot that are its byte offset; those above number the times the tier came online, so that what was handed
 /// out before it went away means nothing afterwards.
@@ -27,7 +28,7 @@ pub(super) struct Contents {
     pub(super) catalog: Catalog,
     pub(super) epoch: Epoch,
     pub(super) online: bool,
-    /// Reserved slots whose image is on the disk.
+    /// Reserved slots whose block has been written.
     pub(super) filled: FxHashSet<Slot>,
 }
 
@@ -57,6 +58,15 @@ impl Contents {
         self.epoch = Epoch(self.epoch.0.wrapping_add(1));
         self.filled.clear();
         self.online = online;
+    }
+
+    /// A catalog with the same namespaces and no block.
+    pub(super) fn emptied(&self, bytes: u64, policy: Policy) -> Result<Catalog> {
+        let mut catalog = Catalog::recorded(bytes, policy);
+        for namespace in self.namespaces() {
+            catalog.open(&namespace)?;
+        }
+        Ok(catalog)
     }
 
     /// The open namespaces, by their numbers.
