@@ -69,7 +69,7 @@ def as_text(file: Path) -> str:
 def simulator() -> Path:
     say("building the simulator")
     manifest = ROOT / "rust" / "Cargo.toml"
-    command = ["cargo", "build", "--quiet", "--release", "--example", "eviction", "-p", "kvmesh-kvbm"]
+    command = ["cargo", "build", "--quiet", "--release", "--example", "eviction", "-p", "kvmesh-eviction"]
     subprocess.run([*command, "--manifest-path", str(manifest)], check=True)
     return manifest.parent / "target" / "release" / "examples" / "eviction"
 

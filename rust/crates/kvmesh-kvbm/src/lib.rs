@@ -15,12 +15,13 @@ pub mod control;
 mod copy;
 pub mod embedded;
 mod error;
-pub mod eviction;
 pub mod image;
 pub mod journal;
 mod namespace;
 pub mod store;
 pub mod tiers;
+
+pub use kvmesh_eviction as eviction;
 
 pub use copy::{PageError, Pages};
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::Parser;
-use kvmesh_kvbm::eviction::Policy;
+use kvmesh_eviction::Policy;
 use kvmesh_select::{Admission, Config, PolicyName, Prices};
 use serde::Serialize;
 

@@ -17,6 +17,7 @@ pub mod mesh;
 pub mod rates;
 pub mod report;
 pub mod router;
+mod run;
 pub mod store;
 pub mod synthetic;
 pub mod timeline;

@@ -5,7 +5,7 @@
 //! both see whole chains.
 
 use kvmesh_core::Tier;
-use kvmesh_kvbm::eviction::{BlockId, Hints, Key, Policy, PrefixCache, Tick, Use};
+use kvmesh_eviction::{BlockId, Hints, Key, Policy, PrefixCache, Tick, Use};
 use rustc_hash::FxHashMap;
 
 /// What a node has below its engines' devices.

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use kvmesh_kvbm::eviction::Policy;
+use kvmesh_eviction::Policy;
 use kvmesh_sim::{
     cluster::{Cluster, Outcomes},
     formats,

@@ -1,7 +1,7 @@
 //! kvmesh's router on simulated clusters.
 #![allow(clippy::unwrap_used)] // a failing helper fails its test
 
-use kvmesh_kvbm::eviction::Policy;
+use kvmesh_eviction::Policy;
 use kvmesh_select::{Admission, Config, PolicyName};
 use kvmesh_sim::{
     cluster::{Cluster, Outcomes},

@@ -20,7 +20,7 @@ use super::ranking::Ranking;
 use super::slabs::{SlabId, Slabs};
 use super::{NamespaceId, Room, Slot, Stats};
 use crate::error::Result;
-use crate::eviction::ghosts::Ghosts;
+use crate::eviction::Ghosts;
 use crate::eviction::{self, BlockId, Hints, Policy, Tick, Use};
 use crate::image::Layout;
 use crate::journal::{Change, Journal};

@@ -7,8 +7,8 @@ mod synthetic;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvmesh_kvbm::eviction::simulate::{Request, simulate};
-use kvmesh_kvbm::eviction::{BlockId, EvictionPolicy, Hints, Key, Policy, PrefixCache, Tick, Use};
+use kvmesh_eviction::simulate::{Request, simulate};
+use kvmesh_eviction::{BlockId, EvictionPolicy, Hints, Key, Policy, PrefixCache, Tick, Use};
 use optimum::Optimum;
 use proptest::prelude::*;
 use synthetic::{BLOCK_TOKENS, Random, TRACES};

@@ -7,9 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use super::ghosts::Ghosts;
-use super::laws::{Laws, SampleId};
-use super::{BlockId, EvictionPolicy, Hints, Key, Tick, Use, entry};
+use crate::ghosts::Ghosts;
+use crate::laws::{Laws, SampleId};
+use crate::{BlockId, EvictionPolicy, Hints, Key, Tick, Use, entry};
 
 /// Uses: 1, 2, 3-4, 5-8, 9-16, more.
 const USES: usize = 6;

@@ -12,7 +12,7 @@
 
 mod class_index;
 mod gdsf;
-pub(crate) mod ghosts;
+mod ghosts;
 mod guarded;
 mod laws;
 mod lru;
@@ -24,6 +24,7 @@ use std::str::FromStr;
 
 pub use class_index::ClassIndex;
 pub use gdsf::Gdsf;
+pub use ghosts::Ghosts;
 pub use guarded::Guarded;
 pub use lru::Lru;
 pub use prefix_cache::PrefixCache;

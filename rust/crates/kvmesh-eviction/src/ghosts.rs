@@ -2,11 +2,11 @@
 
 use rustc_hash::FxHashMap;
 
-use super::Key;
+use crate::Key;
 
 /// The blocks put here last. Two generations: when the younger one has its half of the room, the older one goes.
 #[derive(Debug)]
-pub(crate) struct Ghosts<T> {
+pub struct Ghosts<T> {
     young: FxHashMap<Key, T>,
     old: FxHashMap<Key, T>,
 }
@@ -22,12 +22,12 @@ impl<T> Default for Ghosts<T> {
 
 impl<T> Ghosts<T> {
     /// Whether nothing is remembered.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.young.is_empty() && self.old.is_empty()
     }
 
     /// Remembers a block, and of those before it as many as make `room` blocks in all, or up to half of it less.
-    pub(crate) fn put(&mut self, key: Key, what: T, room: usize) {
+    pub fn put(&mut self, key: Key, what: T, room: usize) {
         if self.young.len() * 2 >= room {
             self.old = std::mem::take(&mut self.young);
         }
@@ -35,12 +35,12 @@ impl<T> Ghosts<T> {
     }
 
     /// What is remembered of a block.
-    pub(crate) fn get(&self, key: Key) -> Option<&T> {
+    pub fn get(&self, key: Key) -> Option<&T> {
         self.young.get(&key).or_else(|| self.old.get(&key))
     }
 
     /// What was remembered of a block, which is forgotten here.
-    pub(crate) fn take(&mut self, key: Key) -> Option<T> {
+    pub fn take(&mut self, key: Key) -> Option<T> {
         (self.young.remove(&key)).or_else(|| self.old.remove(&key))
     }
 }

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvmesh_kvbm::eviction::{BlockId, Hints, Key, Policy, PrefixCache, Use};
+use kvmesh_eviction::{BlockId, Hints, Key, Policy, PrefixCache, Use};
 
 struct Counting;
 

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::ghosts::Ghosts;
-use super::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
+use crate::ghosts::Ghosts;
+use crate::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
 
 /// Evicted blocks whose uses are remembered for each block in the cache, and at least.
 const MEMORY: usize = 4;

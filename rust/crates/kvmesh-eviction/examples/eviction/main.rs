@@ -13,8 +13,8 @@ mod synthetic;
 use std::collections::HashMap;
 use std::io::stdin;
 
-use kvmesh_kvbm::eviction::simulate::{Request, simulate};
-use kvmesh_kvbm::eviction::{EvictionPolicy, Hints, Key, Policy};
+use kvmesh_eviction::simulate::{Request, simulate};
+use kvmesh_eviction::{EvictionPolicy, Hints, Key, Policy};
 use optimum::Optimum;
 use synthetic::{BLOCK_TOKENS, Random, TRACES};
 

@@ -1,7 +1,7 @@
 //! Traces made up to be hard for one policy or another. One request a second; blocks of [`BLOCK_TOKENS`] tokens.
 
-use kvmesh_kvbm::eviction::simulate::Request;
-use kvmesh_kvbm::eviction::{Hints, Key};
+use kvmesh_eviction::simulate::Request;
+use kvmesh_eviction::{Hints, Key};
 
 pub const BLOCK_TOKENS: u64 = 512;
 /// Blocks of a chain that is used as a whole.

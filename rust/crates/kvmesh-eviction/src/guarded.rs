@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use super::{BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Lru, PrefixCache, Tick, Use, entry};
+use crate::{BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Lru, PrefixCache, Tick, Use, entry};
 
 /// Scores are halved after so many uses for each block in the cache, and at least.
 const HALF_LIFE: f64 = 4.0;

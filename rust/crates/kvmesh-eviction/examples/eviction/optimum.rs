@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kvmesh_kvbm::eviction::simulate::Request;
-use kvmesh_kvbm::eviction::{BlockId, EvictionPolicy, Key, Tick, Use};
+use kvmesh_eviction::simulate::Request;
+use kvmesh_eviction::{BlockId, EvictionPolicy, Key, Tick, Use};
 
 /// The policy for one trace, which it has seen.
 pub struct Optimum {

@@ -9,7 +9,7 @@
 //! P(it returns before s) / E(seconds it is held until it returns or s), given that it has not returned by a.
 //! J. Gittins, "Bandit processes and dynamic allocation indices" (J. R. Statist. Soc. B, 1979).
 
-use super::Key;
+use crate::Key;
 
 /// Samples kept: the last ones.
 const SAMPLES: usize = 16_384;

@@ -1,6 +1,6 @@
 //! A cache of blocks without their bytes: what a policy would hold if it were in charge.
 
-use super::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
+use crate::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
 
 #[derive(Debug, Default, Clone)]
 struct Block {

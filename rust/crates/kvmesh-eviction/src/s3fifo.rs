@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::ghosts::Ghosts;
-use super::{BlockId, EvictionPolicy, Key, Use, entry};
+use crate::ghosts::Ghosts;
+use crate::{BlockId, EvictionPolicy, Key, Use, entry};
 
 const MAX_USES: u8 = 3;
 /// Blocks of the cache for one of the small queue.

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{BlockId, EvictionPolicy, Hints, Key, PrefixCache, Use};
+use crate::{BlockId, EvictionPolicy, Hints, Key, PrefixCache, Use};
 
 /// One request of a trace.
 #[derive(Debug, Clone)]

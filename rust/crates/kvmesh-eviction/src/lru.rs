@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BlockId, EvictionPolicy, Tick, Use, entry};
+use crate::{BlockId, EvictionPolicy, Tick, Use, entry};
 
 /// The policy. Memory: one word a block, one tree entry an offered block.
 #[derive(Debug, Default)]
