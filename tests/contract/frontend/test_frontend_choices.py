@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from fixtures.frontend import ANSWER, MODEL, Split, chunks_of, endless, error_of, hello
 from fixtures.scripted_worker import logprob_of
 from fixtures.waiting import eventually
-from kvmesh.frontend.scores import chat_logprobs, score
+from kvmesh.frontend.serving.scores import chat_logprobs, score
 from kvmesh.v1.engine_pb2 import EngineRequest, TokenLogprob
 from kvmesh.v1.errors_pb2 import Error, ErrorCode
 

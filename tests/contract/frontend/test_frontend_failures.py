@@ -182,7 +182,7 @@ async def test_router_that_refuses(
 async def test_a_router_that_says_nothing_is_done_without(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmesh.frontend.routers.FIRST_WORD_S", 0.2)
+    monkeypatch.setattr("kvmesh.frontend.mesh.routers.FIRST_WORD_S", 0.2)
     router = split.front.router
     router.gate.clear()
     answer = (await split.front.chat(**EXPLAIN)).json()["kvmesh"]
@@ -193,7 +193,7 @@ async def test_a_router_that_says_nothing_is_done_without(
 
 
 async def test_a_router_that_holds_is_waited_for(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmesh.frontend.routers.FIRST_WORD_S", 2.0)
+    monkeypatch.setattr("kvmesh.frontend.mesh.routers.FIRST_WORD_S", 2.0)
     router = split.front.router
     router.holds = True
     router.gate.clear()

@@ -118,8 +118,8 @@ async def test_a_refusal_stands(answer_ids: list[int]) -> None:
 async def test_a_router_that_says_nothing_is_left_alone(
     answer_ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmesh.frontend.routers.FIRST_WORD_S", 0.2)
-    monkeypatch.setattr("kvmesh.frontend.routers.PAUSE_S", 600.0)
+    monkeypatch.setattr("kvmesh.frontend.mesh.routers.FIRST_WORD_S", 0.2)
+    monkeypatch.setattr("kvmesh.frontend.mesh.routers.PAUSE_S", 600.0)
     async with frontend(routers=2) as front:
         worker = await join(front, answer_ids)
         mute, other = front.routers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmesh.frontend.calls import NamedCall
+from kvmesh.frontend.serving.calls import NamedCall
 
 ARGUMENTS = '{"x": [1, 2], "text": "a } b"}'
 

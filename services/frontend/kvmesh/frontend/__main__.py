@@ -15,9 +15,9 @@ from kvmesh.common.discovery import make_discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.app import build_app
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.grpc_service import FrontendService
-from kvmesh.frontend.http_server import HttpServer
-from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.grpc.service import FrontendService
+from kvmesh.frontend.http.server import HttpServer
+from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.models import Models
 from kvmesh.frontend.tenants.grpc_gate import GatedService
 from kvmesh.frontend.tenants.tenants import Tenants

@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.edge import Edge
-from kvmesh.frontend.failures import failure
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.keep_alive import KeepAlive
+from kvmesh.frontend.http.edge import Edge
+from kvmesh.frontend.http.keep_alive import KeepAlive
+from kvmesh.frontend.http.shortcut import Shortcut
 from kvmesh.frontend.routes import (
     chat,
     completions,
@@ -25,7 +25,7 @@ from kvmesh.frontend.routes import (
     stored_chats,
     tokenize,
 )
-from kvmesh.frontend.shortcut import Shortcut
+from kvmesh.frontend.serving.failures import failure
 from kvmesh.frontend.tenants.gate import Gate
 from kvmesh.v1.errors_pb2 import ErrorCode
 

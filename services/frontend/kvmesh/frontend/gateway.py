@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kvmesh.common.config import Config, FrontendConfig
-from kvmesh.frontend.call import Call, bound_output, check_ids, check_prompt
-from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
+from kvmesh.frontend.serving.call import Call, bound_output, check_ids, check_prompt
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share

@@ -57,13 +57,8 @@ async def serve(config: Config) -> None:
             eviction=settings.eviction,
             seconds=round(time.monotonic() - began, 2),
         )
-<<<<<<< HEAD
-        _tell_of_nvme(store, settings)
-        bus = Bus.of(config, settings.id)
-=======
         _tell_of_lower(store, settings)
-        bus = Bus(config.nats.effective_url(), settings.id)
->>>>>>> c3ffa51 (kvbm keeps blocks in object storage, recalls them for placements and warms a node from it or from another node)
+        bus = Bus.of(config, settings.id)
         # A port that the kernel chooses is nobody's to know; then the store is found by configuration alone.
         address = f"{settings.advertised_host()}:{settings.port}" if settings.port else ""
         publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node, address)

@@ -12,15 +12,15 @@ from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.anthropic.errors import error_json
 from kvmesh.frontend.anthropic.message import Message, event_bytes
 from kvmesh.frontend.anthropic.request import NAMES, MessagesRequest
-from kvmesh.frontend.client_watch import ClientWatch
-from kvmesh.frontend.explain import explanation_json
+from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.routes.answer import ignored_header
-from kvmesh.frontend.text import Delta
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.explain import explanation_json
+from kvmesh.frontend.serving.text import Delta
 
 log = structlog.get_logger()
 

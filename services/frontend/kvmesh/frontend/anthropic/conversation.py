@@ -8,7 +8,7 @@ import orjson
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
-from kvmesh.frontend.thoughts import unseal
+from kvmesh.frontend.serving.thoughts import unseal
 
 _REFUSED_BLOCKS = {
     "image": "the model takes no images",

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import orjson
 
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.calls import CallDelta
-from kvmesh.frontend.explain import usage
-from kvmesh.frontend.text import Delta
-from kvmesh.frontend.thoughts import digest, seal
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.explain import usage
+from kvmesh.frontend.serving.text import Delta
+from kvmesh.frontend.serving.thoughts import digest, seal
 
 Event = dict[str, Any]
 # Whether what the model thinks is sent as it comes, as a signature alone, or not at all.

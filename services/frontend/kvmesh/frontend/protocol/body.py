@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvmesh.common.errors import KvmeshError, invalid
-from kvmesh.frontend.problems import explain_problem
+from kvmesh.frontend.http.problems import explain_problem
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 INT32_MAX = 2**31 - 1

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics
-from kvmesh.frontend.client_watch import ClientWatch
+from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.responses.output import Event
 from kvmesh.frontend.routes.answer import ignored_header
 

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from kvmesh.common import telemetry
-from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.protocol.generation import ServiceTier
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.responses.request import ConversationRequest
 from kvmesh.frontend.responses.response import response_usage
-from kvmesh.frontend.thoughts import seal
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.thoughts import seal
 
 # Tokens.
 LONGEST_SUMMARY = 2_048

@@ -11,13 +11,13 @@ import structlog
 
 from kvmesh.common import telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.explain import explanation_json
 from kvmesh.frontend.protocol.renamed import rename
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.output import Event, Output
 from kvmesh.frontend.responses.request import NAMES, ResponsesRequest
 from kvmesh.frontend.responses.response import LIVE, new_response, response_error, response_usage
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.explain import explanation_json
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()

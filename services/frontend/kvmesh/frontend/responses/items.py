@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
-from kvmesh.frontend.thoughts import unseal
+from kvmesh.frontend.serving.thoughts import unseal
 
 _REFUSED_PARTS = {
     "input_image": "the model takes no images",

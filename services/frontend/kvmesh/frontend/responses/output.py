@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvmesh.frontend.calls import CallDelta
 from kvmesh.frontend.responses.items import new_id
-from kvmesh.frontend.scores import Score, chat_logprobs
-from kvmesh.frontend.text import Delta
-from kvmesh.frontend.thoughts import seal
+from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.scores import Score, chat_logprobs
+from kvmesh.frontend.serving.text import Delta
+from kvmesh.frontend.serving.thoughts import seal
 
 # Without its sequence number, which it gets as it is sent.
 Event = dict[str, Any]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.answers import Answers
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.generation import chat_answers
 from kvmesh.frontend.protocol import ChatCompletionRequest
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.responses.compaction import LONGEST_SUMMARY, SUMMARIZE, Compaction, CompactRequest
 from kvmesh.frontend.responses.generation import Generation
 from kvmesh.frontend.responses.items import chat_messages, checked_items
 from kvmesh.frontend.responses.request import NAMES, ConversationRequest, InputTokensRequest, ResponsesRequest
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.generation import chat_answers
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # The part of the context that is kept free for a summary.

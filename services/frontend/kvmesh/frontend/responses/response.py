@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.explain import usage, usage_json
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.responses.request import Format, Reasoning, ResponsesRequest, TextConfig
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.explain import usage, usage_json
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 LIVE = ("queued", "in_progress")

@@ -16,13 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.client_watch import ClientWatch
-from kvmesh.frontend.explain import explanation_json, usage, usage_json
+from kvmesh.frontend.http.client_watch import ClientWatch
+from kvmesh.frontend.http.sse import DONE, ChunkWriter, error_chunk
 from kvmesh.frontend.protocol import GenerationRequest
 from kvmesh.frontend.routes.choices import Choice
-from kvmesh.frontend.sse import DONE, ChunkWriter, error_chunk
-from kvmesh.frontend.text import Delta
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.explain import explanation_json, usage, usage_json
+from kvmesh.frontend.serving.text import Delta
 
 log = structlog.get_logger()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvmesh.frontend.calls import CallDelta
-from kvmesh.frontend.scores import Score, chat_logprobs, completion_logprobs
-from kvmesh.frontend.text import Delta
+from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
+from kvmesh.frontend.serving.text import Delta
 
 
 class Choice:

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.generation import completion_answers
 from kvmesh.frontend.protocol import CompletionRequest, parse
 from kvmesh.frontend.routes.answer import AnswerResponse
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.serving.generation import completion_answers
 
 router = APIRouter()
 

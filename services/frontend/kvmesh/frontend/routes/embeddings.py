@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvmesh.common import metrics, telemetry
-from kvmesh.frontend.client_watch import ClientWatch
-from kvmesh.frontend.embeddings import Vectors, embed
 from kvmesh.frontend.gateway import Gateway
+from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.protocol import EmbeddingRequest, parse
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.serving.embeddings import Vectors, embed
 
 log = structlog.get_logger()
 

@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from kvmesh.frontend.anthropic.answer import MessageResponse
 from kvmesh.frontend.anthropic.request import NAMES, CountTokensRequest, MessagesRequest
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.generation import chat_answers
 from kvmesh.frontend.protocol import parse
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.serving.generation import chat_answers
 
 router = APIRouter()
 

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kvmesh.common.errors import invalid
-from kvmesh.frontend.call import check_ids
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.protocol import ChatCompletionRequest
 from kvmesh.frontend.protocol.body import TokenId, parse, validate
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
+from kvmesh.frontend.serving.call import check_ids
 
 router = APIRouter()
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.failures import failure
+from kvmesh.frontend.serving.failures import failure
 from kvmesh.frontend.tenants.account import Account
 from kvmesh.frontend.tenants.contract import CALLER, Caller
 from kvmesh.frontend.tenants.ledger import Amounts, Dimension

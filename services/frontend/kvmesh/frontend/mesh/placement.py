@@ -11,10 +11,10 @@ import structlog
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
 from kvmesh.core import hash_tokens, namespace_seed
-from kvmesh.frontend.call import Call
-from kvmesh.frontend.leases import HeldLease, Leases
-from kvmesh.frontend.placement_fallback import POLICY, FallbackPlacement
-from kvmesh.frontend.routers import ELSEWHERE, Answer, Routers
+from kvmesh.frontend.mesh.fallback import POLICY, FallbackPlacement
+from kvmesh.frontend.mesh.leases import HeldLease, Leases
+from kvmesh.frontend.mesh.routers import ELSEWHERE, Answer, Routers
+from kvmesh.frontend.serving.call import Call
 from kvmesh.v1.router_pb2 import Candidate, Placement, RouteRequest
 
 log = structlog.get_logger()

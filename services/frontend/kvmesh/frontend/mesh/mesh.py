@@ -9,10 +9,10 @@ from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
 from kvmesh.common.tls import MeshTls
-from kvmesh.frontend.link import Link
-from kvmesh.frontend.placement import Placer
-from kvmesh.frontend.placement_fallback import FallbackPlacement
-from kvmesh.frontend.routers import Routers
+from kvmesh.frontend.mesh.fallback import FallbackPlacement
+from kvmesh.frontend.mesh.link import Link
+from kvmesh.frontend.mesh.placement import Placer
+from kvmesh.frontend.mesh.routers import Routers
 from kvmesh.v1.router_pb2 import WorkerRef
 
 # Seconds the routers have to take the last reports.

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from kvmesh.core import TextDelta, TextModel, TextStream
-from kvmesh.frontend.attempt import Output
-from kvmesh.frontend.calls import CallDelta, NamedCall
-from kvmesh.frontend.scores import Score, Scores, score
-from kvmesh.frontend.session import Session
+from kvmesh.frontend.serving.attempt import Output
+from kvmesh.frontend.serving.calls import CallDelta, NamedCall
+from kvmesh.frontend.serving.scores import Score, Scores, score
+from kvmesh.frontend.serving.session import Session
 from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.calls import CallDelta
-from kvmesh.frontend.scores import Score, chat_logprobs, completion_logprobs
+from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
 _OPEN = b',"finish_reason":null}]'

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvmesh.frontend.call import Call
+from kvmesh.frontend.serving.call import Call
 from kvmesh.v1.engine_pb2 import SamplingParams
 
 # An output token's id.

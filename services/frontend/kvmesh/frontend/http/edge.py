@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
-from kvmesh.frontend.call import new_request_id
-from kvmesh.frontend.failures import failure
+from kvmesh.frontend.serving.call import new_request_id
+from kvmesh.frontend.serving.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()

@@ -9,21 +9,21 @@ from typing import Any
 
 import grpc
 
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.call import new_request_id
-from kvmesh.frontend.embeddings import embed
-from kvmesh.frontend.explain import explanation, usage
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.generation import chat_answers, completion_answers, token_answers
-from kvmesh.frontend.grpc_bodies import (
+from kvmesh.frontend.grpc.bodies import (
     chat_body,
     completion_body,
     embedding_body,
     proto_names,
     tokens_body,
 )
-from kvmesh.frontend.scores import Score
-from kvmesh.frontend.text import Delta
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.call import new_request_id
+from kvmesh.frontend.serving.embeddings import embed
+from kvmesh.frontend.serving.explain import explanation, usage
+from kvmesh.frontend.serving.generation import chat_answers, completion_answers, token_answers
+from kvmesh.frontend.serving.scores import Score
+from kvmesh.frontend.serving.text import Delta
 from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
 from kvmesh.v1.frontend_pb2 import (
     ChatRequest,

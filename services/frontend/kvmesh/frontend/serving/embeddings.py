@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmesh.common.errors import invalid
-from kvmesh.frontend.call import Call, check_embeds
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import EmbeddingRequest
-from kvmesh.frontend.session import Session
+from kvmesh.frontend.serving.call import Call, check_embeds
+from kvmesh.frontend.serving.session import Session
 from kvmesh.frontend.tenants.charge import Share
 from kvmesh.v1.engine_pb2 import SamplingParams
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.link import Link
-from kvmesh.frontend.placement import Routed
+from kvmesh.frontend.mesh.link import Link
+from kvmesh.frontend.mesh.placement import Routed
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.engine_pb2 import (
     FINISH_REASON_ERROR,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
-from kvmesh.frontend.router_link import RouterLink
+from kvmesh.frontend.mesh.router_link import RouterLink
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import RouteRequest, RouteResponse
 

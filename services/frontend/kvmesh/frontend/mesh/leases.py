@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 
-from kvmesh.frontend.router_link import RouterLink
-from kvmesh.frontend.routers import Routers
+from kvmesh.frontend.mesh.router_link import RouterLink
+from kvmesh.frontend.mesh.routers import Routers
 from kvmesh.v1.router_pb2 import Lease, LeaseReport
 
 # Ends, finished prefills and first tokens wait this long for company.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.call import Call, check_generates
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
 from kvmesh.frontend.protocol.generation import choice_seed
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.call import Call, check_generates
+from kvmesh.frontend.serving.text import Reading, TextOptions
 from kvmesh.frontend.tenants.charge import Share
-from kvmesh.frontend.text import Reading, TextOptions
 from kvmesh.v1.engine_pb2 import SamplingParams
 
 # Of the prompt's tokens, those that say whether the answer begins within reasoning.

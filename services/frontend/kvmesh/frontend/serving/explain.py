@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvmesh.frontend.answers import Answers
-from kvmesh.frontend.session import Session
+from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.session import Session
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.frontend_pb2 import Explanation, TimingMs, Usage
 

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 
 from kvmesh.common.config import FrontendConfig
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.http_protocol import bounded_protocol
-from kvmesh.frontend.tls import Certificate
+from kvmesh.frontend.http.protocol import bounded_protocol
+from kvmesh.frontend.http.tls import Certificate
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()

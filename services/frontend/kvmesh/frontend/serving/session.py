@@ -9,10 +9,10 @@ import structlog
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.attempt import Attempt, Output
-from kvmesh.frontend.call import Call
-from kvmesh.frontend.continuation import Continuation
-from kvmesh.frontend.mesh import Mesh
+from kvmesh.frontend.mesh.mesh import Mesh
+from kvmesh.frontend.serving.attempt import Attempt, Output
+from kvmesh.frontend.serving.call import Call
+from kvmesh.frontend.serving.continuation import Continuation
 from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
 from kvmesh.v1.errors_pb2 import ErrorCode

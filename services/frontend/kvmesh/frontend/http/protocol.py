@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.failures import error_response
+from kvmesh.frontend.serving.failures import error_response
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 

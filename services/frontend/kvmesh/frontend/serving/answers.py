@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
-from kvmesh.frontend.call import Call
-from kvmesh.frontend.mesh import Mesh
-from kvmesh.frontend.session import Session
-from kvmesh.frontend.text import Delta, TextAnswer, TextOptions
+from kvmesh.frontend.mesh.mesh import Mesh
+from kvmesh.frontend.serving.call import Call
+from kvmesh.frontend.serving.session import Session
+from kvmesh.frontend.serving.text import Delta, TextAnswer, TextOptions
 
 # An answer's number, what came of it, and, where it has failed, why.
 _Event = tuple[int, Delta] | BaseException

@@ -1,0 +1,1 @@
+"""`FrontendService`, the same by gRPC as by HTTP."""

@@ -1,0 +1,1 @@
+"""Bytes from and to HTTP clients: connections, TLS, bounds, server-sent events, errors."""
