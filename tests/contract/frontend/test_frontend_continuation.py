@@ -32,13 +32,20 @@ async def second(split: Split, answer_ids: list[int]) -> AsyncIterator[ScriptedW
 
 
 async def ask(split: Split, second: ScriptedWorker, **fields: Any) -> httpx.Response:
-    """Ask while there is one decode worker, which holds its tokens back until there are two."""
-    split.decode.stall.clear()
+    """Ask while there is one decode worker; it fails once there are two and the answer has begun."""
+    worker = split.decode
+    worker.gate_at = worker.fail_at
     asking = asyncio.create_task(split.front.chat(**fields))
-    await eventually(lambda: split.decode.live)
+    await eventually(lambda: worker.live)
     await split.front.join(second)
-    split.decode.stall.set()
+    await eventually(lambda: begun(split) == worker.fail_at)
+    worker.gate.set()
     return await asking
+
+
+def begun(split: Split) -> int:
+    """Tokens that answers under way have been given."""
+    return sum(session.output_tokens for session in split.front.mesh.sessions)
 
 
 @pytest.mark.parametrize("stream", [False, True])

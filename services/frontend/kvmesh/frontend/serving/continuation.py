@@ -22,17 +22,18 @@ class Continuation:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._output = array(_TOKEN)
-        self._possible = _is_possible(call.sampling)
+        # Whether another engine would go on as the first one.
+        self.possible = _is_possible(call.sampling)
 
     def add(self, token_ids: Sequence[int]) -> None:
         """Tokens that the client has been given."""
-        if self._possible:
+        if self.possible:
             self._output.extend(token_ids)
 
     def rest(self) -> Call | None:
         """The call for what is left. None: nothing is, or no other worker would go on as the lost one."""
         call, done = self._call, len(self._output)
-        if not self._possible or done >= call.sampling.max_new_tokens:
+        if not self.possible or done >= call.sampling.max_new_tokens:
             return None
         sampling = SamplingParams()
         sampling.CopyFrom(call.sampling)

@@ -165,6 +165,9 @@ class Session:
             failure = attempt.error
             if failure is None:
                 return attempt
+            if attempt.tokens and self._continuation.possible and _helps_elsewhere(failure):
+                # They came together: the tokens are good, and `next` goes on from them.
+                return attempt
             self._note_lost(attempt, failure)
             self._end_attempt()
             if not _helps_elsewhere(failure):
