@@ -78,8 +78,8 @@ def test_up_answers_and_the_printed_curl_works_then_down_leaves_nothing(mesh: Me
     }.items()  # fmt: skip
     assert workers["decode-0"]["blocks_total"] > 0
     assert workers["decode-0"]["output_tokens_total"] > 0
-    assert status["routers"][0]["policy"] == "kv"
-    assert status["routers"][0]["index"].keys() >= {"blocks", "workers", "bytes"}
+    assert status["router"]["policy"] == "kv"
+    assert status["router"]["index"].keys() >= {"blocks", "workers", "bytes"}
     assert status["kvbm"][0]["tiers"][0].keys() >= {"tier", "capacity_bytes", "used_bytes", "blocks"}
     assert status["nats"]["connected"] is True
     table = mesh.command("status").stdout

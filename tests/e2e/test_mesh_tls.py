@@ -84,7 +84,7 @@ def test_the_mesh_answers(mesh: Mesh) -> None:
     assert answer["kvmesh"]["policy"] == "kv"
     status = mesh.status()
     assert status["nats"]["connected"]
-    assert status["routers"][0]["bus_connected"]
+    assert status["router"]["bus_connected"]
     assert "error" not in status["kvbm"][0]
     assert all(worker["routed"] for worker in status["workers"])
 
@@ -149,7 +149,7 @@ def test_replaced_certificates_are_shown_without_a_restart(mesh: Mesh, authority
     # Everybody comes back to a bus that starts anew, with what the files hold now.
     mesh.kill("nats")
     wait_for(lambda: mesh.pid("nats") not in (None, before["nats"]), 30, "the bus to be back")
-    wait_for(lambda: mesh.status()["routers"][0]["bus_connected"], 30, "the router to be back on it")
+    wait_for(lambda: mesh.status()["router"]["bus_connected"], 30, "the router to be back on it")
     # What starts now meets processes that run with the new one.
     mesh.kill("decode-0")
 

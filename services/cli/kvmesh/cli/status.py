@@ -51,6 +51,8 @@ async def collect(home: Home) -> dict[str, Any] | None:
         "mesh": status.model_dump(mode="json", exclude={"processes", "supervisor"})
         | {"home": str(home.root), "pid": owner.pid},
         "workers": workers,
+        # The first that answers; all know the same.
+        "router": next((router for router in routers if "error" not in router), routers[0]),
         "routers": routers,
         "kvbm": kvbm,
         "nats": bus,
