@@ -117,7 +117,7 @@ def test_commands_ask_every_router(mesh: Mesh) -> None:
     settings = json.loads(run("router", "set", "max_waiting", "77", "--json"))
     assert [router["max_waiting"] for router in settings] == [77, 77]
     assert len(json.loads(run("index", "stats", "--json"))) == 2
-    assert run("status").count("in step") == 2
+    wait_for(lambda: run("status").count("in step") == 2, 10, "both routers to be shown in step")
     assert [p["name"] for p in mesh.status()["processes"] if p["role"] == "router"] == ["router", "router-1"]
     # It is running as it is wanted, and not with another number of routers.
     up = ("up", "--config", str(mesh.file), "--detach", "--routers")
