@@ -74,7 +74,7 @@ async def test_a_killed_decode_worker_fails_no_request(mock_mesh: Mesh) -> None:
         await begun.wait()
         await asyncio.to_thread(mock_mesh.kill, "decode-0")
         broken = await asyncio.gather(*asking)
-        whole = [await ask(http, prompt) for prompt in prompts]
+        whole = await asyncio.gather(*(ask(http, prompt) for prompt in prompts))
     assert [text for text, _ in broken] == [text for text, _ in whole]
     assert any(continued == ["decode-1"] for _, continued in broken), "nothing was under way when it died"
     await wait_until(lambda: len(mock_mesh.workers()) == 3, 60, "the killed worker to be back")
