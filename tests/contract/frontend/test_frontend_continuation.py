@@ -91,15 +91,16 @@ async def test_a_killed_worker_is_no_error_to_the_client(split: Split, second: S
 async def test_the_only_worker_is_waited_for(answer_ids: list[int]) -> None:
     async with frontend(recovery_s=30) as front:
         worker = make(ROLE_AGGREGATED, answer_ids)
-        worker.step_s = 0.02
+        worker.step_s, first = 0.02, worker.incarnation
         await front.join(worker)
         stream = await front.openai.chat.completions.create(**hello(stream=True))
         text = ""
         async for chunk in stream:
-            if not text:
+            if text and worker.incarnation == first:
                 await worker.kill()
                 # Discovery lists the dead process for some time yet.
                 await asyncio.sleep(1)
+                worker.port = 0
                 worker.script = rest_of(answer_ids, len(worker.received[0].token_ids))
                 worker.incarnation += 1
                 await worker.start()
@@ -109,6 +110,26 @@ async def test_the_only_worker_is_waited_for(answer_ids: list[int]) -> None:
         assert len(worker.received) == 2
         await eventually(lambda: front.idle(worker), timeout=2)
         await worker.kill()
+
+
+async def test_a_worker_that_comes_is_taken_though_a_dead_one_is_still_listed(answer_ids: list[int]) -> None:
+    async with frontend(recovery_s=30) as front:
+        dead, comes = make(ROLE_AGGREGATED, answer_ids), make(ROLE_AGGREGATED, answer_ids, 1)
+        dead.step_s = 0.02
+        await front.join(dead)
+        stream = await front.openai.chat.completions.create(**hello(stream=True))
+        text = ""
+        async for chunk in stream:
+            if text and dead.live:
+                await dead.kill()
+                comes.script = rest_of(answer_ids, len(dead.received[0].token_ids))
+                await asyncio.sleep(0.5)
+                await front.join(comes)
+            text += chunk.choices[0].delta.content or ""
+        assert text == ANSWER
+        assert len(comes.received) == 1
+        await eventually(lambda: front.idle(comes), timeout=2)
+        await comes.kill()
 
 
 async def test_the_router_hears_of_each_part(

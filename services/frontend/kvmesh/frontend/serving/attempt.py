@@ -76,6 +76,11 @@ class Attempt:
         self._id = generate.start(request, self)
 
     @property
+    def begun(self) -> bool:
+        """Whether there are tokens to take, and all that has to be shown before them."""
+        return bool(self.tokens) and not self._awaits_prompt
+
+    @property
     def cached(self) -> CachedTokens:
         """Prompt tokens that were not computed, as far as known."""
         return self._prefill.cached if self._prefill else self._generate_cached
@@ -177,7 +182,7 @@ class Attempt:
             waiter.set_result(None)
 
     def _ready(self) -> bool:
-        return self.done or (bool(self.tokens) and not self._awaits_prompt)
+        return self.done or self.begun
 
 
 class _PrefillHalf:

@@ -156,7 +156,6 @@ class Session:
             patient = time.monotonic() < give_up
             attempt = await self._place(call, excluded, failure, patient)
             if attempt is None:
-                excluded.clear()
                 left -= not patient
                 await asyncio.sleep(_RETRY_PAUSE_S)
                 continue
@@ -165,7 +164,7 @@ class Session:
             failure = attempt.error
             if failure is None:
                 return attempt
-            if attempt.tokens and self._continuation.possible and _helps_elsewhere(failure):
+            if attempt.begun and self._continuation.possible and _helps_elsewhere(failure):
                 # They came together: the tokens are good, and `next` goes on from them.
                 return attempt
             self._note_lost(attempt, failure)
@@ -215,12 +214,14 @@ class Session:
     async def _place(
         self, call: Call, excluded: list[str], failure: KvmeshError | None, patient: bool
     ) -> Attempt | None:
-        """Start an attempt. None: nobody is left but those that failed, and one more look is worth it."""
+        """Start an attempt. None: nobody is left but those that failed, and one more look is worth it;
+        `excluded` says whom that leaves out."""
         begun = time.perf_counter()
         try:
             routed = await self._mesh.placer.place(call, excluded)
         except KvmeshError as error:
             if error.code == ErrorCode.ERROR_CODE_NO_WORKER_READY and (excluded or patient):
+                excluded.clear()
                 return None
             # What went wrong at first says more than that nobody is left.
             raise failure or error from None
@@ -228,7 +229,10 @@ class Session:
             self.route_ms += (time.perf_counter() - begun) * 1000
         placement = routed.placement
         workers = (placement.decode, placement.prefill)
-        if patient and any((worker.id, worker.incarnation) in self._lost for worker in workers):
+        lost = [worker.id for worker in workers if (worker.id, worker.incarnation) in self._lost]
+        if patient and lost:
+            # Still listed, and it looks idle: others are asked first the next time.
+            excluded += lost
             if routed.lease is not None:
                 routed.lease.end()
             return None
