@@ -82,6 +82,11 @@ async def test_what_is_no_http_is_answered_like_everything_else() -> None:
         raw.writer.write(b"\x16\x03\x01 is not HTTP\r\n\r\n")
         status, error = await raw.rest()
         assert (status, error["code"]) == (400, "invalid_value")
+        raw = await Raw.to(front.url)
+        raw.writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n\0: y\r\n\r\n")
+        status, error = await raw.rest()
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        assert "param" in error
 
 
 async def test_deep_json_is_refused(split: Split) -> None:

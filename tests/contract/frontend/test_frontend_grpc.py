@@ -49,6 +49,22 @@ async def test_grpc_chat(split: Split) -> None:
     await split.idle()
 
 
+async def test_a_stored_grpc_chat_is_read_over_rest(split: Split) -> None:
+    request = ChatRequest(
+        model="default",
+        messages=[ChatMessage(role="user", content="hello")],
+        store=True,
+        metadata={"a": "b"},
+        n=2,
+    )
+    ids = [response.stored_id async for response in split.front.grpc.Chat(request)]
+    assert not any(ids[:-1])
+    kept: Any = await split.front.openai.chat.completions.retrieve(ids[-1])
+    assert [choice.message.content for choice in kept.choices] == [ANSWER, ANSWER]
+    assert kept.metadata == {"a": "b"}
+    await split.idle()
+
+
 async def test_grpc_generate(split: Split, answer_ids: list[int]) -> None:
     request = FrontendServiceGenerateRequest(token_ids=[5, 6, 7], sampling=SamplingParams(max_new_tokens=4))
     responses = [response async for response in split.front.grpc.Generate(request)]

@@ -28,7 +28,7 @@ from fixtures.scripted_worker import ROLE_AGGREGATED
         ({"temperature": 9}, 400, "invalid_value", "temperature"),
         ({"max_tokens": "many"}, 400, "invalid_value", "max_tokens"),
         ({"n": 129}, 400, "invalid_value", "n"),
-        ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions"),
+        ({"functions": [{}]}, 400, "invalid_value", "functions[0].name"),
         ({"logit_bias": {"49152": 1}}, 400, "invalid_value", "logit_bias"),
         ({"guided_json": "{"}, 400, "invalid_value", "guided_json"),
         ({"tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
@@ -87,6 +87,9 @@ async def test_wrong_method_and_path(split: Split) -> None:
     response = await split.front.http.get("/v1/completions")
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+    response = await split.front.http.put("/v1/chat/completions", json={})
+    assert response.headers["allow"] == "GET, POST"
+    assert error_of(response)["message"].endswith("use GET, POST")
     response = await split.front.http.post("/v1/nothing", json={})
     assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
 

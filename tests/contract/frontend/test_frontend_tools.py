@@ -62,6 +62,28 @@ async def test_streamed_calls(split: Split, tokenizer: Tokenizer) -> None:
     await split.idle()
 
 
+async def test_functions_are_called_the_former_way(split: Split, tokenizer: Tokenizer) -> None:
+    answers(split, tokenizer, '{"a": 1}')
+    asked: Any = {
+        "model": "default",
+        "messages": [{"role": "user", "content": "x"}],
+        "functions": [{"name": "g", "parameters": {"type": "object"}}],
+        "function_call": {"name": "g"},
+    }
+    (choice,) = (await split.front.openai.chat.completions.create(**asked)).choices
+    called = choice.message.function_call
+    assert called is not None
+    assert (called.name, called.arguments) == ("g", '{"a": 1}')
+    assert (choice.finish_reason, choice.message.tool_calls) == ("function_call", None)
+    stream = await split.front.openai.chat.completions.create(**asked, stream=True)
+    chunks = [chunk.choices[0] async for chunk in stream]
+    pieces = [chunk.delta.function_call for chunk in chunks if chunk.delta.function_call is not None]
+    assert [piece.name for piece in pieces if piece.name] == ["g"]
+    assert "".join(piece.arguments or "" for piece in pieces) == '{"a": 1}'
+    assert chunks[-1].finish_reason == "function_call"
+    await split.idle()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_named_call(split: Split, tokenizer: Tokenizer, stream: bool) -> None:
     answers(split, tokenizer, '{"a": 1}')

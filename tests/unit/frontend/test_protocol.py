@@ -122,8 +122,6 @@ def test_bad_messages_name_their_place(messages: Any, param: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("functions", [{}]),
-        ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "mp3"}),
         ("web_search_options", {}),
@@ -232,12 +230,30 @@ def test_a_conversation_with_calls() -> None:
     ]
 
 
+def test_the_former_spelling_of_a_call_and_its_result() -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}
+    request, _ = chat(messages=[*HELLO, call, {"role": "function", "name": "f", "content": "4"}])
+    called, result = request.conversation()[1:]
+    (made,) = called["tool_calls"]
+    assert (called["content"], made["function"]) == ("", {"name": "f", "arguments": {"x": 1}})
+    assert result == {"role": "tool", "content": "4", "name": "f", "tool_call_id": made["id"]}
+
+
 @pytest.mark.parametrize(
     ("message", "code", "param"),
     [
         ({"role": "tool", "content": "4"}, INVALID, "messages[0].tool_call_id"),
-        ({"role": "function", "content": "4", "name": "f"}, UNSUPPORTED, "messages[0].role"),
-        ({"role": "assistant", "function_call": {"name": "f"}}, UNSUPPORTED, "messages[0].function_call"),
+        ({"role": "function", "content": "4"}, INVALID, "messages[0].name"),
+        (
+            {"role": "assistant", "function_call": {"name": "f"}},
+            INVALID,
+            "messages[0].function_call.arguments",
+        ),
+        (
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}},
+            INVALID,
+            "messages[0].function_call.arguments",
+        ),
         (
             {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{"}}]},
             INVALID,

@@ -56,6 +56,14 @@ async def test_what_is_put_is_there_for_its_owner(store: SqliteStore) -> None:
     assert not await store.delete(KIND, "me", "a")
 
 
+async def test_only_what_is_there_is_replaced(store: SqliteStore) -> None:
+    assert not await store.replace(record("a"))
+    await store.put(record("a"))
+    assert not await store.replace(record("a", owner="you"))
+    assert await store.replace(record("a", 20))
+    assert await store.get(KIND, "me", "a") == record("a", 20)
+
+
 async def test_it_outlives_the_process_and_is_shared(
     store: SqliteStore, tmp_path: Path, clock: Clock
 ) -> None:

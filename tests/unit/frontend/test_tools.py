@@ -52,6 +52,36 @@ def test_choices(choice: Any, names: list[str], must: bool) -> None:
     assert [each["function"]["name"] for each in given] == names
 
 
+@pytest.mark.parametrize(
+    ("choice", "names", "must"),
+    [(None, ["f", "g"], False), ("none", [], False), ({"name": "g"}, ["g"], True)],
+)
+def test_functions_are_tools(choice: Any, names: list[str], must: bool) -> None:
+    request = chat(functions=[F["function"], G["function"]], function_call=choice)
+    assert request.call_is_function()
+    assert request.parallel_tool_calls is False
+    assert [function.name for function in request.functions()] == names
+    constraint = request.constraint()
+    assert request.must_call() is must is (constraint is not None)
+    assert constraint is None or constraint.param == "functions"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"functions": [F["function"], F["function"]]}, "functions[1]"),
+        ({"functions": [F["function"]], "function_call": {"name": "g"}}, "function_call"),
+        ({"functions": [F["function"]], "tools": [G]}, "tools"),
+        ({"function_call": {"name": "g"}}, "function_call"),
+    ],
+)
+def test_bad_functions(fields: Any, param: str) -> None:
+    with pytest.raises(KvmeshError) as refused:
+        chat(**fields)
+    assert (refused.value.code, refused.value.param) == (INVALID, param)
+
+
 def test_the_constraint_of_a_named_function_is_its_arguments() -> None:
     named = chat(tools=[F, G], tool_choice=NAMED).constraint()
     assert named is not None

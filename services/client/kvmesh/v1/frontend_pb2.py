@@ -27,13 +27,15 @@ from kvmesh.v1 import engine_pb2 as kvmesh_dot_v1_dot_engine__pb2
 from kvmesh.v1 import router_pb2 as kvmesh_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvmesh/v1/frontend.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\x1a\x16kvmesh/v1/engine.proto\x1a\x16kvmesh/v1/router.proto\"\x94\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.kvmesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x19\n\x11reasoning_content\x18\x06 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\xb3\x01\n\x0eRequestOptions\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cservice_tier\x18\x05 \x01(\t\x12\x18\n\x10prompt_cache_key\x18\x06 \x01(\t\x12\x19\n\x11safety_identifier\x18\x07 \x01(\tB\x0b\n\t_priority\"\x82\x04\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.kvmesh.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\t\n\x01n\x18\x07 \x01(\r\x12\x1e\n\x05tools\x18\x08 \x03(\x0b\x32\x0f.kvmesh.v1.Tool\x12\x13\n\x0btool_choice\x18\t \x01(\t\x12\x11\n\ttool_name\x18\n \x01(\t\x12 \n\x13parallel_tool_calls\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x0c \x01(\x08\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\r \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10reasoning_effort\x18\x0e \x01(\t\x12\x11\n\tverbosity\x18\x0f \x01(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x10 \x01(\t\x12*\n\x07options\x18\x11 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptionsB\x16\n\x14_parallel_tool_callsB\x18\n\x16_add_generation_prompt\"\xf5\x01\n\x0c\x43hatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12\r\n\x05index\x18\x05 \x01(\r\x12,\n\ntool_calls\x18\x06 \x03(\x0b\x32\x18.kvmesh.v1.ToolCallDelta\x12\'\n\x08logprobs\x18\x07 \x03(\x0b\x32\x15.kvmesh.v1.TokenScore\x12\x11\n\treasoning\x18\x08 \x01(\t\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"n\n\nTokenScore\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12 \n\x03top\x18\x03 \x03(\x0b\x32\x13.kvmesh.v1.TopToken\x12\r\n\x05start\x18\x04 \x01(\rB\n\n\x08_logprob\"*\n\x08TopToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"G\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.kvmesh.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe3\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.kvmesh.v1.Prompt\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\t\n\x01n\x18\x07 \x01(\r\x12\x0c\n\x04\x65\x63ho\x18\x08 \x01(\x08\x12*\n\x07options\x18\t \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"\xb8\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12\r\n\x05index\x18\x05 \x01(\r\x12\'\n\x08logprobs\x18\x06 \x03(\x0b\x32\x15.kvmesh.v1.TokenScore\"\xac\x01\n\x1e\x46rontendServiceGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"\xf1\x01\n\x1f\x46rontendServiceGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\"\x8e\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06inputs\x18\x02 \x03(\x0b\x32\x11.kvmesh.v1.Prompt\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\x0c\n\x04user\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"Z\n\rEmbedResponse\x12(\n\nembeddings\x18\x01 \x03(\x0b\x32\x14.kvmesh.v1.Embedding\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.kvmesh.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"|\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\'\n\x06\x63\x61\x63hed\x18\x03 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\"\xee\x01\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x0f\n\x07prefill\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x04 \x01(\t\x12\'\n\x06\x63\x61\x63hed\x18\x05 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.kvmesh.v1.TimingMs\x12(\n\ncandidates\x18\x07 \x03(\x0b\x32\x14.kvmesh.v1.Candidate\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x14\n\x0c\x63ontinued_on\x18\t \x03(\t\"h\n\x08TimingMs\x12\r\n\x05queue\x18\x01 \x01(\x02\x12\r\n\x05route\x18\x02 \x01(\x02\x12\x0f\n\x07prefill\x18\x03 \x01(\x02\x12\x10\n\x08transfer\x18\x04 \x01(\x02\x12\x0c\n\x04ttft\x18\x05 \x01(\x02\x12\r\n\x05total\x18\x06 \x01(\x02\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.kvmesh.v1.ModelInfo2\xff\x02\n\x0f\x46rontendService\x12\x39\n\x04\x43hat\x12\x16.kvmesh.v1.ChatRequest\x1a\x17.kvmesh.v1.ChatResponse0\x01\x12\x45\n\x08\x43omplete\x12\x1a.kvmesh.v1.CompleteRequest\x1a\x1b.kvmesh.v1.CompleteResponse0\x01\x12\x63\n\x08Generate\x12).kvmesh.v1.FrontendServiceGenerateRequest\x1a*.kvmesh.v1.FrontendServiceGenerateResponse0\x01\x12:\n\x05\x45mbed\x12\x17.kvmesh.v1.EmbedRequest\x1a\x18.kvmesh.v1.EmbedResponse\x12I\n\nListModels\x12\x1c.kvmesh.v1.ListModelsRequest\x1a\x1d.kvmesh.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvmesh/v1/frontend.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\x1a\x16kvmesh/v1/engine.proto\x1a\x16kvmesh/v1/router.proto\"\x94\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.kvmesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x19\n\x11reasoning_content\x18\x06 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\xb3\x01\n\x0eRequestOptions\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cservice_tier\x18\x05 \x01(\t\x12\x18\n\x10prompt_cache_key\x18\x06 \x01(\t\x12\x19\n\x11safety_identifier\x18\x07 \x01(\tB\x0b\n\t_priority\"\xfa\x04\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.kvmesh.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\t\n\x01n\x18\x07 \x01(\r\x12\x1e\n\x05tools\x18\x08 \x03(\x0b\x32\x0f.kvmesh.v1.Tool\x12\x13\n\x0btool_choice\x18\t \x01(\t\x12\x11\n\ttool_name\x18\n \x01(\t\x12 \n\x13parallel_tool_calls\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x0c \x01(\x08\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\r \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10reasoning_effort\x18\x0e \x01(\t\x12\x11\n\tverbosity\x18\x0f \x01(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x10 \x01(\t\x12*\n\x07options\x18\x11 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\x12\r\n\x05store\x18\x12 \x01(\x08\x12\x36\n\x08metadata\x18\x13 \x03(\x0b\x32$.kvmesh.v1.ChatRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x16\n\x14_parallel_tool_callsB\x18\n\x16_add_generation_prompt\"\x88\x02\n\x0c\x43hatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12\r\n\x05index\x18\x05 \x01(\r\x12,\n\ntool_calls\x18\x06 \x03(\x0b\x32\x18.kvmesh.v1.ToolCallDelta\x12\'\n\x08logprobs\x18\x07 \x03(\x0b\x32\x15.kvmesh.v1.TokenScore\x12\x11\n\treasoning\x18\x08 \x01(\t\x12\x11\n\tstored_id\x18\t \x01(\t\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"n\n\nTokenScore\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12 \n\x03top\x18\x03 \x03(\x0b\x32\x13.kvmesh.v1.TopToken\x12\r\n\x05start\x18\x04 \x01(\rB\n\n\x08_logprob\"*\n\x08TopToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"G\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.kvmesh.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe3\x01\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.kvmesh.v1.Prompt\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\t\n\x01n\x18\x07 \x01(\r\x12\x0c\n\x04\x65\x63ho\x18\x08 \x01(\x08\x12*\n\x07options\x18\t \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"\xb8\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12\r\n\x05index\x18\x05 \x01(\r\x12\'\n\x08logprobs\x18\x06 \x03(\x0b\x32\x15.kvmesh.v1.TokenScore\"\xac\x01\n\x1e\x46rontendServiceGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\x0f\n\x07\x65xplain\x18\x04 \x01(\x08\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"\xf1\x01\n\x1f\x46rontendServiceGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.Usage\x12&\n\x06kvmesh\x18\x04 \x01(\x0b\x32\x16.kvmesh.v1.Explanation\x12)\n\x08logprobs\x18\x05 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\"\x8e\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06inputs\x18\x02 \x03(\x0b\x32\x11.kvmesh.v1.Prompt\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\x0c\n\x04user\x18\x04 \x01(\t\x12*\n\x07options\x18\x05 \x01(\x0b\x32\x19.kvmesh.v1.RequestOptions\"Z\n\rEmbedResponse\x12(\n\nembeddings\x18\x01 \x03(\x0b\x32\x14.kvmesh.v1.Embedding\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.kvmesh.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"|\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\'\n\x06\x63\x61\x63hed\x18\x03 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\"\xee\x01\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x0f\n\x07prefill\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x04 \x01(\t\x12\'\n\x06\x63\x61\x63hed\x18\x05 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.kvmesh.v1.TimingMs\x12(\n\ncandidates\x18\x07 \x03(\x0b\x32\x14.kvmesh.v1.Candidate\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x14\n\x0c\x63ontinued_on\x18\t \x03(\t\"h\n\x08TimingMs\x12\r\n\x05queue\x18\x01 \x01(\x02\x12\r\n\x05route\x18\x02 \x01(\x02\x12\x0f\n\x07prefill\x18\x03 \x01(\x02\x12\x10\n\x08transfer\x18\x04 \x01(\x02\x12\x0c\n\x04ttft\x18\x05 \x01(\x02\x12\r\n\x05total\x18\x06 \x01(\x02\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.kvmesh.v1.ModelInfo2\xff\x02\n\x0f\x46rontendService\x12\x39\n\x04\x43hat\x12\x16.kvmesh.v1.ChatRequest\x1a\x17.kvmesh.v1.ChatResponse0\x01\x12\x45\n\x08\x43omplete\x12\x1a.kvmesh.v1.CompleteRequest\x1a\x1b.kvmesh.v1.CompleteResponse0\x01\x12\x63\n\x08Generate\x12).kvmesh.v1.FrontendServiceGenerateRequest\x1a*.kvmesh.v1.FrontendServiceGenerateResponse0\x01\x12:\n\x05\x45mbed\x12\x17.kvmesh.v1.EmbedRequest\x1a\x18.kvmesh.v1.EmbedResponse\x12I\n\nListModels\x12\x1c.kvmesh.v1.ListModelsRequest\x1a\x1d.kvmesh.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvmesh.v1.frontend_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CHATREQUEST_METADATAENTRY']._loaded_options = None
+  _globals['_CHATREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CHATMESSAGE']._serialized_start=112
   _globals['_CHATMESSAGE']._serialized_end=260
   _globals['_TOOLCALL']._serialized_start=262
@@ -43,43 +45,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTOPTIONS']._serialized_start=383
   _globals['_REQUESTOPTIONS']._serialized_end=562
   _globals['_CHATREQUEST']._serialized_start=565
-  _globals['_CHATREQUEST']._serialized_end=1079
-  _globals['_CHATRESPONSE']._serialized_start=1082
-  _globals['_CHATRESPONSE']._serialized_end=1327
-  _globals['_TOOLCALLDELTA']._serialized_start=1329
-  _globals['_TOOLCALLDELTA']._serialized_end=1404
-  _globals['_TOKENSCORE']._serialized_start=1406
-  _globals['_TOKENSCORE']._serialized_end=1516
-  _globals['_TOPTOKEN']._serialized_start=1518
-  _globals['_TOPTOKEN']._serialized_end=1560
-  _globals['_PROMPT']._serialized_start=1562
-  _globals['_PROMPT']._serialized_end=1633
-  _globals['_TOKENIDS']._serialized_start=1635
-  _globals['_TOKENIDS']._serialized_end=1658
-  _globals['_COMPLETEREQUEST']._serialized_start=1661
-  _globals['_COMPLETEREQUEST']._serialized_end=1888
-  _globals['_COMPLETERESPONSE']._serialized_start=1891
-  _globals['_COMPLETERESPONSE']._serialized_end=2075
-  _globals['_FRONTENDSERVICEGENERATEREQUEST']._serialized_start=2078
-  _globals['_FRONTENDSERVICEGENERATEREQUEST']._serialized_end=2250
-  _globals['_FRONTENDSERVICEGENERATERESPONSE']._serialized_start=2253
-  _globals['_FRONTENDSERVICEGENERATERESPONSE']._serialized_end=2494
-  _globals['_EMBEDREQUEST']._serialized_start=2497
-  _globals['_EMBEDREQUEST']._serialized_end=2639
-  _globals['_EMBEDRESPONSE']._serialized_start=2641
-  _globals['_EMBEDRESPONSE']._serialized_end=2731
-  _globals['_EMBEDDING']._serialized_start=2733
-  _globals['_EMBEDDING']._serialized_end=2760
-  _globals['_USAGE']._serialized_start=2762
-  _globals['_USAGE']._serialized_end=2886
-  _globals['_EXPLANATION']._serialized_start=2889
-  _globals['_EXPLANATION']._serialized_end=3127
-  _globals['_TIMINGMS']._serialized_start=3129
-  _globals['_TIMINGMS']._serialized_end=3233
-  _globals['_LISTMODELSREQUEST']._serialized_start=3235
-  _globals['_LISTMODELSREQUEST']._serialized_end=3254
-  _globals['_LISTMODELSRESPONSE']._serialized_start=3256
-  _globals['_LISTMODELSRESPONSE']._serialized_end=3314
-  _globals['_FRONTENDSERVICE']._serialized_start=3317
-  _globals['_FRONTENDSERVICE']._serialized_end=3700
+  _globals['_CHATREQUEST']._serialized_end=1199
+  _globals['_CHATREQUEST_METADATAENTRY']._serialized_start=1102
+  _globals['_CHATREQUEST_METADATAENTRY']._serialized_end=1149
+  _globals['_CHATRESPONSE']._serialized_start=1202
+  _globals['_CHATRESPONSE']._serialized_end=1466
+  _globals['_TOOLCALLDELTA']._serialized_start=1468
+  _globals['_TOOLCALLDELTA']._serialized_end=1543
+  _globals['_TOKENSCORE']._serialized_start=1545
+  _globals['_TOKENSCORE']._serialized_end=1655
+  _globals['_TOPTOKEN']._serialized_start=1657
+  _globals['_TOPTOKEN']._serialized_end=1699
+  _globals['_PROMPT']._serialized_start=1701
+  _globals['_PROMPT']._serialized_end=1772
+  _globals['_TOKENIDS']._serialized_start=1774
+  _globals['_TOKENIDS']._serialized_end=1797
+  _globals['_COMPLETEREQUEST']._serialized_start=1800
+  _globals['_COMPLETEREQUEST']._serialized_end=2027
+  _globals['_COMPLETERESPONSE']._serialized_start=2030
+  _globals['_COMPLETERESPONSE']._serialized_end=2214
+  _globals['_FRONTENDSERVICEGENERATEREQUEST']._serialized_start=2217
+  _globals['_FRONTENDSERVICEGENERATEREQUEST']._serialized_end=2389
+  _globals['_FRONTENDSERVICEGENERATERESPONSE']._serialized_start=2392
+  _globals['_FRONTENDSERVICEGENERATERESPONSE']._serialized_end=2633
+  _globals['_EMBEDREQUEST']._serialized_start=2636
+  _globals['_EMBEDREQUEST']._serialized_end=2778
+  _globals['_EMBEDRESPONSE']._serialized_start=2780
+  _globals['_EMBEDRESPONSE']._serialized_end=2870
+  _globals['_EMBEDDING']._serialized_start=2872
+  _globals['_EMBEDDING']._serialized_end=2899
+  _globals['_USAGE']._serialized_start=2901
+  _globals['_USAGE']._serialized_end=3025
+  _globals['_EXPLANATION']._serialized_start=3028
+  _globals['_EXPLANATION']._serialized_end=3266
+  _globals['_TIMINGMS']._serialized_start=3268
+  _globals['_TIMINGMS']._serialized_end=3372
+  _globals['_LISTMODELSREQUEST']._serialized_start=3374
+  _globals['_LISTMODELSREQUEST']._serialized_end=3393
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3395
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3453
+  _globals['_FRONTENDSERVICE']._serialized_start=3456
+  _globals['_FRONTENDSERVICE']._serialized_end=3839
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from kvmesh.common.errors import KvmeshError
@@ -47,6 +48,7 @@ _ENDPOINTS = frozenset(
         "/metrics",
     )
 )
+_PARTS = (chat, stored_chats, completions, embeddings, messages, responses, tokenize, models, health)
 _LOADED = {
     "/v1/chat/completions": chat.create_chat_completion,
     "/v1/completions": completions.create_completion,
@@ -80,8 +82,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
     app.state.gateway = gateway
     app.add_exception_handler(KvmeshError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    parts = (chat, stored_chats, completions, embeddings, messages, responses, tokenize, models, health)
-    for part in parts:
+    for part in _PARTS:
         app.include_router(part.router)
     inner: ASGIApp = Shortcut(app, _LOADED, _answer_error)
     if gateway.tenants is not None and gateway.tenants.required:
@@ -112,10 +113,11 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """What Starlette itself answers: no such path, no such method."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
+    headers = dict(error.headers or {})
     if error.status_code == 405:
+        headers["Allow"] = allowed = ", ".join(_methods(request))
         known = KvmeshError(
-            ErrorCode.ERROR_CODE_METHOD_NOT_ALLOWED,
-            f"{method} is not allowed on {path}; use {(error.headers or {}).get('Allow', 'another method')}",
+            ErrorCode.ERROR_CODE_METHOD_NOT_ALLOWED, f"{method} is not allowed on {path}; use {allowed}"
         )
     elif error.status_code == 404:
         known = KvmeshError(ErrorCode.ERROR_CODE_NOT_FOUND, f"there is no {method} {path}; see /docs")
@@ -123,5 +125,16 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         known = KvmeshError(ErrorCode.ERROR_CODE_INVALID_ARGUMENT, str(error.detail).lower())
     response = failure(request.scope, known)
     response.status_code = error.status_code
-    response.headers.update(error.headers or {})
+    response.headers.update(headers)
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that a path is served by; Starlette names the first route's only."""
+    routes = [
+        route
+        for part in _PARTS
+        for route in part.router.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in routes for method in route.methods or ()})

@@ -52,7 +52,7 @@ class StoredChats:
         }
         messages = [message.model_dump(exclude_unset=True) for message in body.messages]
         # Finer than the completion's own second: lists have an order.
-        await self._keep(owner, kept, messages, time.time())
+        await self._store.put(_record(owner, kept, messages, time.time()))
 
     async def get(self, owner: str, id: str) -> dict[str, Any]:
         """The completion. Raises KvmeshError(NOT_FOUND)."""
@@ -67,7 +67,9 @@ class StoredChats:
         """Put other labels on it; returns the completion. Raises KvmeshError(NOT_FOUND)."""
         kept = await self._read(owner, id)
         completion = {**kept["completion"], "metadata": metadata}
-        await self._keep(owner, completion, kept["messages"], kept["created"])
+        # It may have been deleted since it was read, and stays so.
+        if not await self._store.replace(_record(owner, completion, kept["messages"], kept["created"])):
+            raise _not_found(id)
         return completion
 
     async def delete(self, owner: str, id: str) -> None:
@@ -96,12 +98,11 @@ class StoredChats:
             raise _not_found(id)
         return {**orjson.loads(record.body), "created": record.created}
 
-    async def _keep(
-        self, owner: str, completion: dict[str, Any], messages: list[dict[str, Any]], created: float
-    ) -> None:
-        body = orjson.dumps({"completion": completion, "messages": messages})
-        labels = _labels(completion["model"], completion["metadata"])
-        await self._store.put(Record(_KIND, completion["id"], owner, body, created=created, labels=labels))
+
+def _record(owner: str, completion: dict[str, Any], messages: list[dict[str, Any]], created: float) -> Record:
+    body = orjson.dumps({"completion": completion, "messages": messages})
+    labels = _labels(completion["model"], completion["metadata"])
+    return Record(_KIND, completion["id"], owner, body, created=created, labels=labels)
 
 
 def _labels(model: str, metadata: Mapping[str, str]) -> dict[str, str]:

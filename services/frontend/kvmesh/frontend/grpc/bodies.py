@@ -54,6 +54,8 @@ def chat_body(request: ChatRequest) -> ChatCompletionRequest:
         "n": request.n,
         "stop": list(request.stop),
         "user": request.user,
+        "store": request.store,
+        "metadata": dict(request.metadata),
         "tools": [
             {
                 "type": "function",

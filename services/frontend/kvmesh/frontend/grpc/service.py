@@ -17,10 +17,12 @@ from kvmesh.frontend.grpc.bodies import (
     proto_names,
     tokens_body,
 )
+from kvmesh.frontend.protocol import ChatCompletionRequest
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import new_request_id
+from kvmesh.frontend.serving.choices import Choice, answer_head
 from kvmesh.frontend.serving.embeddings import embed
-from kvmesh.frontend.serving.explain import explanation, usage
+from kvmesh.frontend.serving.explain import explanation, usage, usage_json
 from kvmesh.frontend.serving.generation import chat_answers, completion_answers, token_answers
 from kvmesh.frontend.serving.scores import Score
 from kvmesh.frontend.serving.text import Delta
@@ -54,15 +56,19 @@ class FrontendService(FrontendServiceServicer):
     async def Chat(self, request: ChatRequest, context: Any) -> AsyncIterator[ChatResponse]:
         received = time.monotonic()
         with proto_names():
+            body, request_id = chat_body(request), _request_id(context)
             answers = await chat_answers(
                 self._gateway,
-                chat_body(request),
-                _request_id(context),
+                body,
+                request_id,
                 received=received,
                 timeout_s=context.time_remaining(),
             )
+            kept = [Choice(i, chat=True) for i in range(len(answers))] if body.store else []
             async with aclosing(_deltas(answers)) as deltas:
                 async for number, delta, last in deltas:
+                    if kept:
+                        kept[number].add(delta)
                     response = ChatResponse(
                         index=number,
                         text=delta.text,
@@ -76,7 +82,21 @@ class FrontendService(FrontendServiceServicer):
                     )
                     if last:
                         _end(response, answers)
+                        if kept:
+                            response.stored_id = await self._keep(body, request_id, answers, kept)
                     yield response
+
+    async def _keep(
+        self, body: ChatCompletionRequest, request_id: str, answers: Answers, choices: list[Choice]
+    ) -> str:
+        """Store a completion as REST's clients would have read it; returns its id. Raises KvmeshError."""
+        completion = answer_head(answers, chat=True, tier=body.tier())
+        completion |= {
+            "choices": [choice.json() for choice in choices],
+            "usage": usage_json(usage(answers)),
+        }
+        await self._gateway.chats.put(self._gateway.owner(), body, request_id, completion)
+        return completion["id"]
 
     async def Complete(self, request: CompleteRequest, context: Any) -> AsyncIterator[CompleteResponse]:
         received = time.monotonic()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.serving.failures import error_response
+from kvmesh.frontend.serving.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 
@@ -76,7 +76,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.app = app
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP, in OpenAI's shape like everything else."""
+        """What is no HTTP, in the shape of everything else."""
         self._refuse(KvmeshError(ErrorCode.ERROR_CODE_INVALID_ARGUMENT, "the request is not valid HTTP/1.1"))
 
     def _on_timeout(self) -> None:
@@ -104,9 +104,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
-            body = orjson.dumps(error.to_openai())
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[error.spec.http] + head % len(body) + body)
+            # As far as it has come.
+            path = self.url.partition(b"?")[0].decode("latin-1")
+            response = _closing(failure({"path": path}, error))
+            head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+            self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + response.body)
         self.transport.close()
 
     def _stop_timer(self) -> None:
@@ -117,8 +119,11 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 def _refusing(error: KvmeshError) -> Any:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        response = error_response(error)
-        response.headers["connection"] = "close"
-        await response(scope, receive, send)
+        await _closing(failure(scope, error))(scope, receive, send)
 
     return app
+
+
+def _closing(response: Response) -> Response:
+    response.headers["connection"] = "close"
+    return response

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.calls import CallDelta, joined
 from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
@@ -19,9 +19,19 @@ _NO_LOGPROBS = b',"logprobs":null'
 class ChunkWriter:
     """Writes the chunks of one choice, of either endpoint."""
 
-    def __init__(self, head: dict[str, Any], *, chat: bool, include_usage: bool, index: int = 0) -> None:
-        """`head`: the fields before `choices` that all chunks share (id, object, created, model)."""
+    def __init__(
+        self,
+        head: dict[str, Any],
+        *,
+        chat: bool,
+        include_usage: bool,
+        index: int = 0,
+        call_is_function: bool = False,
+    ) -> None:
+        """`head`: the fields before `choices` that all chunks share (id, object, created, model).
+        `call_is_function`: a call is spelled `function_call`."""
         self._chat = chat
+        self._call_is_function = call_is_function
         self._index = index
         self._start = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         # OpenAI sends a null where the usage comes later, and no such field where it never comes.
@@ -43,13 +53,16 @@ class ChunkWriter:
 
     def reasoning(self, piece: str, scores: Sequence[Score] = ()) -> bytes:
         """What the model thought, of a chat choice."""
-        delta = orjson.dumps({"reasoning_content": piece})
-        return self._delta + delta + self._logprobs(scores) + _OPEN + self._end
+        return self._event({"reasoning_content": piece}, scores)
 
     def calls(self, deltas: Sequence[CallDelta], scores: Sequence[Score] = ()) -> bytes:
         """Pieces of tool calls, of a chat choice."""
-        delta = orjson.dumps({"tool_calls": [_call_chunk(delta) for delta in deltas]})
-        return self._delta + delta + self._logprobs(scores) + _OPEN + self._end
+        if self._call_is_function:
+            return self._event({"function_call": _function(joined(deltas))}, scores)
+        return self._event({"tool_calls": [_call_chunk(delta) for delta in deltas]}, scores)
+
+    def _event(self, delta: dict[str, Any], scores: Sequence[Score]) -> bytes:
+        return self._delta + orjson.dumps(delta) + self._logprobs(scores) + _OPEN + self._end
 
     def _logprobs(self, scores: Sequence[Score]) -> bytes:
         if not scores:
@@ -60,7 +73,9 @@ class ChunkWriter:
     def finish(self, reason: str, extra: dict[str, Any] | None = None) -> bytes:
         """The chunk that says why the choice ended; `extra` fields stand beside `choices`."""
         choice = {"index": self._index, **({"delta": {}} if self._chat else {"text": ""}), "logprobs": None}
-        choice["finish_reason"] = reason
+        choice["finish_reason"] = (
+            "function_call" if self._call_is_function and reason == "tool_calls" else reason
+        )
         return self._start + orjson.dumps(choice) + b"]" + _fields(extra) + self._end
 
     def usage(self, usage: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:
@@ -74,11 +89,14 @@ def error_chunk(error: KvmeshError) -> bytes:
 
 
 def _call_chunk(delta: CallDelta) -> dict[str, Any]:
-    function = {"arguments": delta.arguments}
     if not delta.id:
-        return {"index": delta.index, "function": function}
-    function = {"name": delta.name, **function}
-    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+        return {"index": delta.index, "function": _function(delta)}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": _function(delta)}
+
+
+def _function(delta: CallDelta) -> dict[str, Any]:
+    arguments = {"arguments": delta.arguments}
+    return {"name": delta.name, **arguments} if delta.id else arguments
 
 
 def _fields(extra: dict[str, Any] | None) -> bytes:

@@ -11,6 +11,8 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+# Templates know the older name of the first and the newer of the second.
+_TEMPLATE_ROLES = {"developer": "system", "function": "tool"}
 # What a message may carry beside its content, and what it asks for that is not served.
 _REFUSED_PARTS = {
     "image_url": "the model takes no images",
@@ -45,28 +47,32 @@ class ChatMessage(Body):
     name: str | None = None
     tool_calls: List[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: CalledFunction | None = None
+    """the former spelling of `tool_calls`; the role `function` is that of `tool`"""
     reasoning_content: str | None = None
     refusal: str | None = None
 
 
 def template_message(place: str, message: ChatMessage) -> dict[str, Any]:
     """One message for a template; `place` is where the client has written it. Raises KvmeshError."""
-    if message.role == "function":
-        raise unsupported(f"{place}.role", "'function' is not supported; use tools and the role 'tool'")
-    for name in ("function_call", "audio"):
-        if (message.model_extra or {}).get(name):
-            raise unsupported(f"{place}.{name}", "is not supported; remove it")
-    # `developer` is the newer name of `system`; templates know the older one.
-    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    if (message.model_extra or {}).get("audio"):
+        raise unsupported(f"{place}.audio", "is not supported; remove it")
+    turn: dict[str, Any] = {"role": _TEMPLATE_ROLES.get(message.role, message.role)}
     turn["content"] = _content(place, message)
     if message.role == "tool":
         if not message.tool_call_id:
             raise invalid(f"{place}.tool_call_id is required", f"{place}.tool_call_id")
         turn["tool_call_id"] = message.tool_call_id
+    if message.role == "function":
+        if not message.name:
+            raise invalid(f"{place}.name is required", f"{place}.name")
+        turn["tool_call_id"] = _former_id(message.name)
     if message.role == "assistant":
         if message.tool_calls:
             calls = enumerate(message.tool_calls)
             turn["tool_calls"] = [_call(f"{place}.tool_calls[{i}]", call) for i, call in calls]
+        elif called := message.function_call:
+            turn["tool_calls"] = [_called(f"{place}.function_call", _former_id(called.name), called)]
         if message.reasoning_content:
             turn["reasoning_content"] = message.reasoning_content
     if message.name:
@@ -80,7 +86,7 @@ def _content(place: str, message: ChatMessage) -> str:
         # What it said instead.
         if message.refusal is not None:
             return message.refusal
-        if message.tool_calls:
+        if message.tool_calls or message.function_call:
             # Many templates take a string for granted.
             return ""
     if content is None:
@@ -106,14 +112,19 @@ def _call(place: str, call: ToolCall) -> dict[str, Any]:
         raise unsupported(f"{place}.type", f"{call.type!r} is not supported; use 'function'")
     if call.function is None:
         raise invalid(f"{place}.function is required", f"{place}.function")
+    return _called(f"{place}.function", call.id, call.function)
+
+
+def _called(place: str, id: str, function: CalledFunction) -> dict[str, Any]:
     try:
         # Templates write objects in the model's own way.
-        arguments = orjson.loads(call.function.arguments or "{}")
+        arguments = orjson.loads(function.arguments or "{}")
     except orjson.JSONDecodeError as error:
-        where = f"{place}.function.arguments"
+        where = f"{place}.arguments"
         raise invalid(f"{where} is not valid JSON: {error}", where) from None
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.function.name, "arguments": arguments},
-    }
+    return {"id": id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
+
+
+def _former_id(name: str) -> str:
+    """Of a call without one: results follow their calls, and name the function."""
+    return f"call_{name}"

@@ -1,10 +1,14 @@
-"""The tools a model may call, which of them it must, and the constraint that makes it do so."""
+"""The tools a model may call, which of them it must, and the constraint that makes it do so.
+
+`functions` and `function_call` are OpenAI's former spelling of tools and their choice, with one call an
+answer.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
@@ -47,18 +51,42 @@ class ToolFields(Body):
     tools: List[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    former: List[Function] | None = Field(default=None, alias="functions", max_length=128)
+    function_call: Literal["none", "auto"] | FunctionName | None = None
+
+    @model_validator(mode="after")
+    def _functions_are_tools(self) -> Self:
+        if not self.former:
+            if isinstance(self.function_call, FunctionName):
+                raise invalid("function_call needs functions to choose from", "function_call")
+            return self
+        for name in ("tools", "tool_choice"):
+            if getattr(self, name):
+                raise invalid(f"{name} and functions exclude each other", name)
+        self.tools = [Tool(type="function", function=function) for function in self.former]
+        self.tool_choice = self.function_call if isinstance(self.function_call, str) else None
+        if isinstance(self.function_call, FunctionName):
+            self.tool_choice = ToolChoice(type="function", function=self.function_call)
+        self.parallel_tool_calls = False
+        return self
+
+    def call_is_function(self) -> bool:
+        """Whether the answer spells a call the former way."""
+        return bool(self.former)
 
     def functions(self) -> list[Function]:
         """Those the model may call now. Raises KvmeshError for tools that are not functions."""
-        functions = [_function(f"tools[{i}]", tool) for i, tool in enumerate(self.tools or ())]
+        given = self._field()
+        functions = [_function(f"{given}[{i}]", tool) for i, tool in enumerate(self.tools or ())]
         names = [function.name for function in functions]
         for i, name in enumerate(names):
             if name in names[:i]:
-                raise invalid(f"tools[{i}].function.name {name!r} is taken by another tool", f"tools[{i}]")
+                raise invalid(f"{given}[{i}]: the name {name!r} is taken by another", f"{given}[{i}]")
         allowed = self._allowed()
         for name in allowed or ():
             if name not in names:
-                raise invalid(f"tool_choice names {name!r}, which is not in tools", "tool_choice")
+                choice = "function_call" if self.former else "tool_choice"
+                raise invalid(f"{choice} names {name!r}, which is not in {given}", choice)
         if self.tool_choice == "none":
             return []
         return [f for f in functions if allowed is None or f.name in allowed]
@@ -86,9 +114,13 @@ class ToolFields(Body):
             raise invalid("tool_choice needs tools to choose from", "tool_choice")
         named = self.forced_function()
         if named is not None:
-            return schema_constraint(named.parameters or _ANY_OBJECT, "tools")
+            return schema_constraint(named.parameters or _ANY_OBJECT, self._field())
         most = 1 if self.parallel_tool_calls is False else _MOST_CALLS
-        return schema_constraint(_calls_schema(functions, most), "tools")
+        return schema_constraint(_calls_schema(functions, most), self._field())
+
+    def _field(self) -> str:
+        """Where the client has written them."""
+        return "functions" if self.former else "tools"
 
     def _allowed(self) -> list[str] | None:
         choice = self.tool_choice

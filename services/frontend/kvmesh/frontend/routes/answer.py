@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -19,8 +17,8 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.http.sse import DONE, ChunkWriter, error_chunk
 from kvmesh.frontend.protocol import GenerationRequest
-from kvmesh.frontend.routes.choices import Choice
 from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.choices import Choice, answer_head
 from kvmesh.frontend.serving.explain import explanation_json, usage, usage_json
 from kvmesh.frontend.serving.text import Delta
 
@@ -43,11 +41,14 @@ class AnswerResponse(Response):
         ignored: Sequence[str],
         *,
         chat: bool,
+        call_is_function: bool = False,
         keep: Keep | None = None,
     ) -> None:
+        """`call_is_function`: a call is spelled `function_call`."""
         super().__init__()
         self._answers = answers
         self._chat = chat
+        self._call_is_function = call_is_function
         self._stream = bool(body.stream)
         self._include_usage = body.include_usage()
         self._tier = body.tier()
@@ -72,7 +73,13 @@ class AnswerResponse(Response):
         first = await anext(deltas)
         head = self._head(stream=True)
         writers = [
-            ChunkWriter(head, chat=self._chat, include_usage=self._include_usage, index=i)
+            ChunkWriter(
+                head,
+                chat=self._chat,
+                include_usage=self._include_usage,
+                index=i,
+                call_is_function=self._call_is_function,
+            )
             for i in range(len(self._answers.sessions))
         ]
         # The role travels with the first piece of text.
@@ -147,7 +154,10 @@ class AnswerResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _choices(self) -> list[Choice]:
-        return [Choice(i, chat=self._chat) for i in range(len(self._answers.sessions))]
+        return [
+            Choice(i, chat=self._chat, call_is_function=self._call_is_function)
+            for i in range(len(self._answers.sessions))
+        ]
 
     def _whole(self, choices: list[Choice]) -> dict[str, Any]:
         """What a whole answer has beside its head."""
@@ -163,16 +173,8 @@ class AnswerResponse(Response):
         return {"kvmesh": explanation_json(self._answers.sessions[0])}
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
-        kind = "chat.completion" if self._chat else "text_completion"
-        model = self._answers.call.model
-        return {
-            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": "chat.completion.chunk" if stream and self._chat else kind,
-            "created": int(time.time()),
-            "model": model.info.name,
-            "system_fingerprint": model.fingerprint,
-            **({"service_tier": self._tier} if self._chat else {}),
-        }
+        head = answer_head(self._answers, chat=self._chat, tier=self._tier)
+        return head | {"object": "chat.completion.chunk"} if stream and self._chat else head
 
 
 def ignored_header(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:

@@ -27,9 +27,8 @@ async def create_chat_completion(request: Request) -> Response:
     body, ignored = parse(ChatCompletionRequest, await read_body(request, gateway.config.max_body_bytes))
     request_id: str = request.state.request_id
     answers = await chat_answers(gateway, body, request_id, received=received)
-    if not body.store:
-        if body.metadata:
-            ignored.append("metadata")
-        return AnswerResponse(answers, body, ignored, chat=True)
-    keep = partial(gateway.chats.put, gateway.owner(), body, request_id)
-    return AnswerResponse(answers, body, ignored, chat=True, keep=keep)
+    keep = partial(gateway.chats.put, gateway.owner(), body, request_id) if body.store else None
+    if body.metadata and keep is None:
+        ignored.append("metadata")
+    function = body.call_is_function()
+    return AnswerResponse(answers, body, ignored, chat=True, call_is_function=function, keep=keep)

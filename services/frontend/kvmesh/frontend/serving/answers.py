@@ -33,6 +33,10 @@ class Answers:
         self._options = options
         self._answers: list[TextAnswer] = []
 
+    def __len__(self) -> int:
+        """Choices of all prompts."""
+        return len(self._calls)
+
     def __enter__(self) -> Answers:
         self.sessions = [Session(self._mesh, call) for call in self._calls]
         self._answers = [TextAnswer(session, self._options(i)) for i, session in enumerate(self.sessions)]

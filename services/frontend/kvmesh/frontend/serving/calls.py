@@ -6,6 +6,7 @@ Calls that stand in a text are for the text stream's parsers.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,6 +18,12 @@ class CallDelta:
     id: str = ""
     name: str = ""
     arguments: str = ""
+
+
+def joined(pieces: Sequence[CallDelta]) -> CallDelta:
+    """Pieces of one call as one."""
+    first = pieces[0]
+    return CallDelta(first.index, first.id, first.name, "".join(piece.arguments for piece in pieces))
 
 
 class NamedCall:

@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.anthropic import errors as anthropic
+from kvmesh.frontend.serving.call import new_request_id
 
 _UNAVAILABLE = 503
 _UNAUTHORIZED = 401
@@ -18,15 +19,15 @@ _MESSAGES = "/v1/messages"
 
 
 def failure(scope: Scope, error: KvmeshError) -> JSONResponse:
-    """An HTTP request's failure, inside what gives the request its id."""
+    """An HTTP request's failure, also one before what gives the request its id."""
     path: str = scope["path"]
     if path == _MESSAGES or path.startswith(f"{_MESSAGES}/"):
-        return anthropic.error_response(error, scope["state"]["request_id"])
-    return error_response(error)
+        state = scope.get("state", {})
+        return anthropic.error_response(error, state.get("request_id") or new_request_id())
+    return _openai(error)
 
 
-def error_response(error: KvmeshError) -> JSONResponse:
-    """OpenAI's. Also for errors before the application; never has anything but the error's own words."""
+def _openai(error: KvmeshError) -> JSONResponse:
     status = error.spec.http
     headers = {}
     retry_after_ms = error.retry_after_ms or (1_000 if status == _UNAVAILABLE else 0)

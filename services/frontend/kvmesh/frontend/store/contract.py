@@ -44,6 +44,10 @@ class Store(Protocol):
         is refused: KvmeshError(PAYLOAD_TOO_LARGE)."""
         ...
 
+    async def replace(self, record: Record) -> bool:
+        """`put` where one of the same kind, id and owner is there, else nothing. Whether there was."""
+        ...
+
     async def chain(self, kind: str, owner: str, id: str, most: int) -> list[Record]:
         """The record and those it continues, the oldest first. Empty where it is not there.
 

@@ -68,6 +68,12 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
 
     async def put(self, record: Record) -> None:
+        await self._put(record, only_if_there=False)
+
+    async def replace(self, record: Record) -> bool:
+        return await self._put(record, only_if_there=True)
+
+    async def _put(self, record: Record, *, only_if_there: bool) -> bool:
         labels = [(record.kind, record.id, *label) for label in record.labels.items()]
         size = len(record.body) + sum(len(part.encode()) for label in labels for part in label[2:])
         if size > self._max_bytes:
@@ -77,19 +83,25 @@ class SqliteStore:
                 "ask with `store` false",
             )
 
-        def run(db: sqlite3.Connection) -> None:
+        def run(db: sqlite3.Connection) -> bool:
             now = self._clock()
             row = (record.kind, record.id, record.owner, record.body, record.parent, record.created)
+            where, place = "kind = ? AND id = ?", (record.kind, record.id)
+            if only_if_there:
+                where, place = f"{where} AND owner = ?", (*place, record.owner)
             # Deleted first: REPLACE does not run the trigger of what it replaces.
-            db.execute("DELETE FROM records WHERE kind = ? AND id = ?", (record.kind, record.id))
+            gone = db.execute(f"DELETE FROM records WHERE {where}", place).rowcount
+            if only_if_there and not gone:
+                return False
             self._evict(db, now, size)
             db.execute(
                 f"INSERT INTO records ({_COLUMNS}, used, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, now, size),
             )
             db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?)", labels)
+            return True
 
-        await self._run(run)
+        return await self._run(run)
 
     async def chain(self, kind: str, owner: str, id: str, most: int) -> list[Record]:
         def run(db: sqlite3.Connection) -> list[Record]:

@@ -1,20 +1,38 @@
-"""One choice of an answer that is sent whole."""
+"""An answer as REST's clients read it whole: what stands above its choices, and each choice."""
 
 from __future__ import annotations
 
+import time
+import uuid
 from typing import Any
 
+from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.calls import CallDelta
 from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
 from kvmesh.frontend.serving.text import Delta
 
 
+def answer_head(answers: Answers, *, chat: bool, tier: str) -> dict[str, Any]:
+    """Id, time and model of an answer; `tier` is the service tier a chat names."""
+    model = answers.call.model
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()),
+        "model": model.info.name,
+        "system_fingerprint": model.fingerprint,
+        **({"service_tier": tier} if chat else {}),
+    }
+
+
 class Choice:
     """Gathers the deltas of one answer."""
 
-    def __init__(self, index: int, *, chat: bool) -> None:
+    def __init__(self, index: int, *, chat: bool, call_is_function: bool = False) -> None:
+        """`call_is_function`: a call is spelled `function_call`."""
         self._index = index
         self._chat = chat
+        self._call_is_function = call_is_function
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._scores: list[Score] = []
@@ -44,6 +62,8 @@ class Choice:
             choice["text"] = text
         else:
             choice["message"] = self._message(text)
+            if self._call_is_function and self._finish_reason == "tool_calls":
+                choice["finish_reason"] = "function_call"
         return choice
 
     def _message(self, text: str) -> dict[str, Any]:
@@ -52,6 +72,10 @@ class Choice:
             message["reasoning_content"] = reasoning
         if self._calls:
             message["content"] = text or None
+        if self._calls and self._call_is_function:
+            called = self._calls[0]
+            message["function_call"] = {"name": called.name, "arguments": called.arguments}
+        elif self._calls:
             message["tool_calls"] = [
                 {
                     "id": call.id,
