@@ -220,7 +220,7 @@ async def test_workers_leave(mesh: RouterMesh) -> None:
     await mesh.register(worker_info("b"), events=True)
     await mesh.until(lambda s: ids(s) == {"a", "b"})
     await mesh.registered["a"][1].deregister()
-    await mesh.until(lambda s: ids(s) == {"b"}, timeout=2.5)
+    await mesh.until(lambda s: ids(s) == {"b"})
     await mesh.vanish("b")
     await mesh.until(lambda s: not s.workers)
     assert (await refused(mesh, RouteRequest())).code == ErrorCode.ERROR_CODE_NO_WORKER_READY

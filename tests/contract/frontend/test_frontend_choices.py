@@ -86,8 +86,7 @@ async def test_one_choice_that_fails_ends_all(split: Split) -> None:
     response = await split.front.chat(n=3, guided_regex="a")
     assert (response.status_code, error_of(response)["param"]) == (400, "guided_regex")
     await split.idle()
-    split.decode.fail_at = 3
-    split.decode.step_s = 0.002
+    split.fail_decoding(split.decode.failure, 3)
     response = await split.front.chat(n=3, stream=True)
     assert response.status_code == 200
     assert "invalid_value" in response.text.split("\n\n")[-2]

@@ -117,7 +117,7 @@ async def test_worker_lost_in_mid_stream(split: Split) -> None:
 
 
 async def test_broken_stream_ends_with_an_error_event(split: Split) -> None:
-    split.decode.failure, split.decode.fail_at = retryable_error("gone"), 3
+    split.fail_decoding(retryable_error("gone"), 3)
     response = await split.front.chat(stream=True)
     assert response.status_code == 200
     last = response.text.rstrip("\n").split("\n\n")[-1]

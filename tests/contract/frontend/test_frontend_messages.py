@@ -205,7 +205,7 @@ async def test_failures_before_and_within_a_stream(split: Split, client: Any) ->
     body: Any = {"model": MODEL, "max_tokens": 50, "messages": HELLO}
     split.prefill.script = split.decode.script = endless
     gone = Error(code=ErrorCode.ERROR_CODE_ENGINE_FAILED, message="gone")
-    split.decode.failure, split.decode.fail_at = gone, 3
+    split.fail_decoding(gone, 3)
     stream = await client.messages.create(**body, stream=True)
     with pytest.raises(anthropic.APIStatusError) as caught:
         _ = [event async for event in stream]

@@ -200,7 +200,7 @@ async def test_why_it_ended(split: Split) -> None:
     assert short.incomplete_details is not None
     assert short.incomplete_details.reason == "max_output_tokens"
     gone = Error(code=ErrorCode.ERROR_CODE_ENGINE_FAILED, message="gone")
-    split.decode.failure, split.decode.fail_at = gone, 3
+    split.fail_decoding(gone, 3)
     found = await events(split)
     assert found[-1]["type"] == "response.failed"
     assert found[-1]["response"]["error"] == {"code": "server_error", "message": "gone"}

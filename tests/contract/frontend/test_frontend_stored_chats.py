@@ -59,12 +59,12 @@ async def test_nothing_is_kept_unasked_or_broken_off(split: Split) -> None:
     response = await split.front.chat(metadata={"a": "b"})
     assert response.headers["x-kvmesh-ignored-params"] == "metadata"
     split.prefill.script = split.decode.script = endless
-    split.decode.failure, split.decode.fail_at = Error(code=ErrorCode.ERROR_CODE_ENGINE_FAILED), 3
+    split.fail_decoding(Error(code=ErrorCode.ERROR_CODE_ENGINE_FAILED), 3)
     with pytest.raises(openai.APIError):
         await stored(split)
-    # A failure in the same step as the first text is the status, a later one an event of the stream.
+    answer = await stored(split, stream=True)
     with pytest.raises(openai.APIError):
-        _ = [chunk async for chunk in await stored(split, stream=True)]
+        _ = [chunk async for chunk in answer]
     assert await ids(split) == []
     assert error_of(await split.front.http.get(f"/v1/chat/completions/{response.json()['id']}"))["code"] == (
         "not_found"
