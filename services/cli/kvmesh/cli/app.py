@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kvmesh.cli import config_commands, index_commands, key_commands, kvbm_commands, router_replay
+from kvmesh.cli.groups import LazyGroups
 from kvmesh.cli.home import Home
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.settings import model_flags, parse_alias, running_config
@@ -25,6 +25,7 @@ from kvmesh.common.errors import KvmeshError
 NOT_RUNNING = 3
 
 app = typer.Typer(
+    cls=LazyGroups,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -32,11 +33,6 @@ app = typer.Typer(
     help="Serve a large language model from a mesh of prefill and decode workers.\n\n"
     "Start here:  [bold]kvmesh up --detach[/], then [bold]kvmesh chat[/]",
 )
-app.add_typer(config_commands.app, name="config")
-app.add_typer(index_commands.app, name="index")
-app.add_typer(key_commands.app, name="keys")
-app.add_typer(router_replay.app, name="router")
-app.add_typer(kvbm_commands.app, name="kvbm")
 
 
 @app.command()
