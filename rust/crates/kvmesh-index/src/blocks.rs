@@ -12,7 +12,7 @@ use kvmesh_core::SetDigest;
 use crate::{
     cover::Key,
     holders::Slot,
-    line::{Line, low_bits},
+    line::{LINE_WORDS, Line, low_bits},
     piece::Piece,
     pool::{Budget, Pool},
     run::{Hashes, Place, Run, Shape},
@@ -33,6 +33,9 @@ pub(crate) enum Short {
 
 /// What a slot holds.
 type Tally = Mutex<SetDigest>;
+
+/// Equal blocks of a run after which a match is likely to pass all of it.
+const NEAR: usize = 2 * LINE_WORDS;
 
 /// Tallies allocated together.
 const TALLIES: usize = 64;
@@ -69,6 +72,14 @@ pub(crate) struct Turn<'a> {
         Option<RwLockReadGuard<'a, ()>>,
         Option<RwLockWriteGuard<'a, ()>>,
     ),
+}
+
+/// Where a block lies: a run, what its positions meant, and the block's.
+pub(crate) struct Found<'a> {
+    run: &'a Run,
+    shape: Shape,
+    hashes: Hashes<'a>,
+    offset: usize,
 }
 
 /// A run under its lock.
@@ -129,30 +140,42 @@ impl Blocks {
     }
 
     /// Visits `hashes` piece by piece, a piece being blocks that lie together in one run. Stops at an
-    /// unknown block or when `visit` returns false.
+    /// unknown block or when `visit` returns false. `parting` is where the last walk left its first run: prompts mostly
+    /// part from one another at the same place, behind the start that they have in common.
     #[inline]
     pub fn walk(
         &self,
         hashes: &[u64],
         entries: &mut Vec<(Key, u64)>,
+        parting: &mut usize,
         mut visit: impl FnMut(Piece<'_>) -> bool,
     ) {
         let table = self.table.load();
         let mut now = self.budget.max().map(|_| self.now());
-        let mut at = 0;
+        // It is fetched while the first run is read.
+        black_box(hashes.get(*parting).map(|&hash| table.touch(hash)));
+        let mut rest = hashes;
         let mut last: Option<&Run> = None;
-        while at < hashes.len() {
-            let next = last.take().and_then(|run| self.next(run, hashes[at]));
-            let Some((place, run, shape)) =
-                next.or_else(|| self.find(&table, hashes[at], Shape::len))
-            else {
+        let mut is_first = true;
+        while let Some(&hash) = rest.first() {
+            let next = last.take().and_then(|run| self.next(run, hash));
+            let Some(found) = next.or_else(|| self.find(&table, hash, Shape::len)) else {
                 return;
             };
-            let offset = place.offset();
-            self.expect(&table, run, hashes.get(at + shape.len() - offset));
+            let Found {
+                run,
+                shape,
+                hashes,
+                offset,
+            } = found;
+            let len = shape.len();
+            let near = len.min(offset + NEAR);
+            let mut count = hashes.common(offset, near, rest);
+            if offset + count == near {
+                self.expect(&table, run, rest.get(len - offset..).unwrap_or(&[]));
+                count += hashes.common(near, len, &rest[count..]);
+            }
             entries.clear();
-            let count = Hashes::of(shape, &self.lines)
-                .map_or(0, |all| all.common(offset, shape.len(), &hashes[at..]));
             if count == 0
                 || !run
                     .cover
@@ -175,59 +198,69 @@ impl Blocks {
             if !visit(piece) {
                 return;
             }
-            at += count;
+            if is_first {
+                *parting = count;
+                is_first = false;
+            }
+            rest = &rest[count..];
             last = Some(run);
         }
     }
 
-    /// Brings what the next step reads into the cache while this one goes on: all of a match's time is waiting for memory.
+    /// Brings what the next steps read into the cache while this one goes on, for all of a match's time is waiting for
+    /// memory: the hashes of the run behind `run`, and the head of the one behind that. `rest` starts behind `run`.
     #[inline]
-    fn expect(&self, table: &Table, run: &Run, hash: Option<&u64>) {
-        let Some(&hash) = hash else { return };
-        black_box(match run.next(hash).and_then(|id| self.run(id)) {
-            Some(next) => next.shape().hashes(),
-            None => table.touch(hash),
-        });
+    fn expect(&self, table: &Table, run: &Run, rest: &[u64]) {
+        let Some(&hash) = rest.first() else { return };
+        let Some(next) = run.next(hash).and_then(|id| self.run(id)) else {
+            black_box(table.touch(hash));
+            return;
+        };
+        let shape = next.shape();
+        black_box(Hashes::of(shape, &self.lines).map_or(0, Hashes::touch));
+        let behind = rest.get(shape.len()).and_then(|&hash| next.next(hash));
+        black_box(behind.and_then(|id| self.run(id)).map(Run::shape));
     }
 
     /// Where a block lies, if in a run that the last one has in mind.
     #[inline]
-    fn next(&self, last: &Run, hash: u64) -> Option<(Place, &Run, Shape)> {
-        let place = Place::new(last.next(hash)?, 0);
-        let (run, shape) = self.verify(place, hash, Shape::len)?;
-        Some((place, run, shape))
+    fn next(&self, last: &Run, hash: u64) -> Option<Found<'_>> {
+        self.look(Place::new(last.next(hash)?, 0), hash, Shape::len)
     }
 
     /// Where a block lies, below an end that `end` takes from the run's shape.
     #[inline]
-    fn find<'a>(
-        &'a self,
-        table: &Table,
-        hash: u64,
-        end: impl Fn(Shape) -> usize,
-    ) -> Option<(Place, &'a Run, Shape)> {
-        table.find(hash, |place| {
-            self.verify(place, hash, &end)
-                .map(|(run, shape)| (place, run, shape))
-        })
+    fn find(&self, table: &Table, hash: u64, end: impl Fn(Shape) -> usize) -> Option<Found<'_>> {
+        table.find(hash, |place| self.look(place, hash, &end))
     }
 
-    /// The run that `place` names if the block lies there, below an end that `end` takes from its shape.
+    /// The run that `place` names if the block lies there, below an end that `end` takes from its shape. What is found
+    /// counts only if the run still has this shape when it was read.
     #[inline]
-    pub(crate) fn verify(
+    pub(crate) fn look(
         &self,
         place: Place,
         hash: u64,
         end: impl Fn(Shape) -> usize,
-    ) -> Option<(&Run, Shape)> {
+    ) -> Option<Found<'_>> {
         let run = self.run(place.run())?;
+        let offset = place.offset();
         loop {
             let shape = run.shape();
-            let found = place.offset() < end(shape)
-                && Hashes::of(shape, &self.lines)
-                    .is_some_and(|hashes| hashes.get(place.offset()) == hash);
+            if offset < end(shape) {
+                if let Some(hashes) = Hashes::of(shape, &self.lines) {
+                    if hashes.get(offset) == hash {
+                        return Some(Found {
+                            run,
+                            shape,
+                            hashes,
+                            offset,
+                        });
+                    }
+                }
+            }
             if run.still(shape) {
-                return found.then_some((run, shape));
+                return None;
             }
         }
     }
@@ -239,8 +272,9 @@ impl Blocks {
 
     /// Where a block lies or, as writers need to know, is about to.
     pub(crate) fn find_any(&self, table: &Table, hash: u64) -> Option<Place> {
-        self.find(table, hash, Shape::capacity)
-            .map(|(place, ..)| place)
+        table.find(hash, |place| {
+            self.look(place, hash, Shape::capacity).map(|_| place)
+        })
     }
 
     pub(crate) fn turn(&self) -> Turn<'_> {

@@ -11,10 +11,8 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use kvmesh_core::Tier;
-
 use crate::{
-    holders::{Slot, tier_of_group},
+    holders::Slot,
     line::{LINE_WORDS, Line, low_bits},
     pool::{Budget, MAX_PIECE, Pool},
     sync::{AtomicU16, AtomicU32, AtomicU64},
@@ -60,16 +58,6 @@ impl Key {
         }
         let span = (self.0 & !Self::GROUP) >> Self::SPAN_SHIFT;
         Kind::Group(self.0 as u8, usize::from(span) + 1)
-    }
-
-    /// The tier of the slots it speaks of.
-    #[inline]
-    pub fn tier(self) -> Tier {
-        let group = match self.kind() {
-            Kind::One(slot) => slot.group(),
-            Kind::Group(group, _) => group,
-        };
-        tier_of_group(group).0
     }
 
     /// The blocks that the entry gives `slot`.

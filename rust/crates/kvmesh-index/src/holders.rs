@@ -1,6 +1,9 @@
 //! Who can hold blocks, and what each engine sees.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use kvmesh_core::{Error, ErrorKind, Result, Tier};
 
@@ -138,17 +141,23 @@ struct Node {
     holders: usize,
 }
 
+/// Versions of holders so far, in all indexes.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
+
 /// All holders by number, and the nodes they are on. Readers have one that never changes; whoever adds or drops a
 /// holder puts another in its place.
 #[derive(Clone, Default)]
 pub struct Holders {
+    /// Tells these holders from any others; 0 for none.
+    version: u64,
     seats: Vec<Seat>,
     free: Vec<u16>,
     nodes: Vec<Option<Node>>,
     /// Bits by number: who is an engine.
     engines: Vec<u64>,
-    /// By number what a match asks of its engine, close together.
-    views: Vec<Option<(HolderId, u16)>>,
+    /// By number what a match asks of its engines, in columns: the id and the node, or [`NO_NODE`].
+    ids: Vec<HolderId>,
+    node_of: Vec<u16>,
 }
 
 impl Holders {
@@ -172,6 +181,7 @@ impl Holders {
     }
 
     fn sit(&mut self, index: u16, name: Arc<str>, node: Option<&str>, kind: Kind) {
+        self.renew();
         let node = node.map_or(NO_NODE, |node| self.join_node(node));
         let word = usize::from(index) / GROUP;
         self.engines.resize(self.engines.len().max(word + 1), 0);
@@ -183,9 +193,22 @@ impl Holders {
         }
         let seat = &mut self.seats[usize::from(index)];
         seat.holder = Some(Holder { name, kind, node });
-        self.views
-            .resize(self.views.len().max(usize::from(index) + 1), None);
-        self.views[usize::from(index)] = Some((HolderId::new(index.into(), seat.generation), node));
+        let id = HolderId::new(index.into(), seat.generation);
+        let numbers = self.ids.len().max(usize::from(index) + 1);
+        self.ids.resize(numbers, id);
+        self.ids[usize::from(index)] = id;
+        self.node_of.resize(numbers, NO_NODE);
+        self.node_of[usize::from(index)] = node;
+    }
+
+    fn renew(&mut self) {
+        self.version = VERSIONS.fetch_add(1, Relaxed) + 1;
+    }
+
+    /// Differs between any two sets of holders, whichever index they are of.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Puts a holder back under the id it had, when nobody has its number.
@@ -250,13 +273,14 @@ impl Holders {
 
     /// Forgets a holder and frees its number.
     pub fn drop(&mut self, id: HolderId) {
+        self.renew();
         let index = id.index();
         let seat = &mut self.seats[index];
         // The id's remaining bits; a number would have to be used a million times to repeat an id.
         seat.generation = (seat.generation + 1) & (u32::MAX >> INDEX_BITS);
         let holder = seat.holder.take();
         self.free.push(index as u16);
-        self.views[index] = None;
+        self.node_of[index] = NO_NODE;
         self.engines[index / GROUP] &= !(1 << (index % GROUP));
         let Some(at) = holder.map(|holder| usize::from(holder.node)) else {
             return;
@@ -319,15 +343,15 @@ impl Holders {
     }
 
     /// The node a holder is on.
+    #[inline]
     pub fn node_of(&self, holder: u16) -> Option<u16> {
-        let node = self.seats.get(usize::from(holder))?.holder.as_ref()?.node;
+        let node = *self.node_of.get(usize::from(holder))?;
         (node != NO_NODE).then_some(node)
     }
 
-    /// The id of the live holder with this number, and its node or [`NO_NODE`].
-    #[inline]
-    pub fn view(&self, holder: u16) -> Option<(HolderId, u16)> {
-        *self.views.get(usize::from(holder))?
+    /// The ids of live holders, by number; what other numbers have is no one's.
+    pub fn ids(&self) -> &[HolderId] {
+        &self.ids
     }
 
     /// Bits by number: who is an engine. As many words as the numbers in use need.

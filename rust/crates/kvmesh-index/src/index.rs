@@ -25,13 +25,12 @@ use crate::{
 ///
 /// Methods that take a [`HolderId`] fail with `NotFound` once it was dropped.
 pub struct PrefixIndex {
-    /// What readers see; replaced under `names`.
+    /// What readers see; replaced under `names`, and its version then.
     holders: ArcSwap<Holders>,
+    version: AtomicU64,
     names: CachePadded<Mutex<HashMap<Arc<str>, HolderId>>>,
     /// One writer at a time for a holder, by its number: who it is.
     seats: Box<[Mutex<Seat>]>,
-    /// Holders dropped so far. A match during which it changed may have taken a number's next owner for the last.
-    drops: AtomicU64,
     blocks: Blocks,
 }
 
@@ -64,9 +63,9 @@ impl PrefixIndex {
     pub fn new(max_bytes: Option<usize>) -> Self {
         Self {
             holders: ArcSwap::default(),
+            version: AtomicU64::new(0),
             names: CachePadded::default(),
             seats: (0..MAX_HOLDERS).map(|_| Mutex::default()).collect(),
-            drops: AtomicU64::new(0),
             blocks: Blocks::new(max_bytes, MAX_SLOTS),
         }
     }
@@ -83,7 +82,7 @@ impl PrefixIndex {
         while let Some((slot, hashes, parent)) = runs.next()? {
             index.blocks.store(slot, hashes, parent);
         }
-        index.holders.store(Arc::new(runs.holders));
+        index.publish(runs.holders);
         Ok(index)
     }
 
@@ -118,7 +117,7 @@ impl PrefixIndex {
         let id = holders.add(Arc::clone(&name), node, kind)?;
         *self.seats[id.index()].lock() = Some((id, holders.get(id)?.clone()));
         names.insert(name, id);
-        self.holders.store(Arc::new(holders));
+        self.publish(holders);
         Ok(id)
     }
 
@@ -135,8 +134,7 @@ impl PrefixIndex {
         }
         let mut holders = Holders::clone(&self.holders.load());
         holders.drop(id);
-        self.holders.store(Arc::new(holders));
-        self.drops.fetch_add(1, Release);
+        self.publish(holders);
         Ok(())
     }
 
@@ -219,13 +217,21 @@ impl PrefixIndex {
     /// by tier. `hashes` are a prompt's blocks from its start. Waits for nobody.
     pub fn matches(&self, hashes: &[u64], into: &mut Matches) {
         loop {
-            let drops = self.drops.load(Acquire);
-            into.walk(hashes, &self.holders.load(), &self.blocks);
+            let version = self.version.load(Acquire);
+            into.walk(hashes, version, || self.holders.load_full(), &self.blocks);
             fence(Acquire);
-            if self.drops.load(Relaxed) == drops {
+            // Otherwise it may have taken a number's next owner for the last.
+            if self.version.load(Relaxed) == version {
                 return;
             }
         }
+    }
+
+    /// Shows readers other holders. The caller has the names.
+    fn publish(&self, holders: Holders) {
+        let version = holders.version();
+        self.holders.store(Arc::new(holders));
+        self.version.store(version, Release);
     }
 
     /// The digest of what the index knows a holder to have in a tier, which is less than it has

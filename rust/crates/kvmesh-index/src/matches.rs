@@ -9,7 +9,7 @@ use kvmesh_core::Tier;
 use crate::{
     blocks::Blocks,
     cover::{Key, Kind},
-    holders::{GROUP, HolderId, Holders, NO_NODE, Slot},
+    holders::{GROUP, HolderId, Holders, Slot},
     line::low_bits,
     piece::Piece,
     sync::Arc,
@@ -31,22 +31,30 @@ pub struct Matches {
     holders: Arc<Holders>,
     walk: Walk,
     entries: Vec<(Key, u64)>,
+    parting: usize,
 }
 
-/// The answer, and what is needed on the way. By holder: as many as there are numbers, in whole words.
+/// The answer, and what is needed on the way.
 #[derive(Default)]
 struct Walk {
     depth: u32,
-    /// Bits by holder: the engines in the answer; of these, the ones that hold all so far; those that hold all of the
-    /// piece; those that have ended in it.
-    seen: Vec<u64>,
-    live: Vec<u64>,
-    whole: Vec<u64>,
-    ended: Vec<u64>,
-    /// By holder: how far engines reach that are not live any more.
+    groups: Vec<Engines>,
+    /// By holder, in whole groups: how far engines reach that are not live any more; 0 for all others.
     depths: Vec<u32>,
     lower: Option<Lower>,
     spare: Lower,
+}
+
+/// Holders with neighbouring numbers, one bit each.
+#[derive(Clone, Copy, Default)]
+struct Engines {
+    /// The engines in the answer.
+    seen: u64,
+    /// Of these, the ones that hold all so far; before the first piece all engines.
+    live: u64,
+    /// Those that hold all of the piece; those that have ended in it.
+    whole: u64,
+    ended: u64,
 }
 
 /// What a walk keeps from the first lower tier on. What pieces hold is zero between them.
@@ -69,48 +77,62 @@ impl Matches {
         Self::default()
     }
 
-    /// The engines that see at least the first block, in no particular order.
+    /// The engines that see at least the first block, in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = Match> + '_ {
-        let Walk { seen, depths, .. } = &self.walk;
-        ones(seen).filter_map(move |holder| {
-            let depths = match &self.walk.lower {
-                None => [depths[holder]; 4],
-                Some(lower) => lower.depths[holder],
-            };
-            let (engine, _) = self.holders.view(holder as u16)?;
-            Some(Match { engine, depths })
-        })
+        let Walk { groups, depths, .. } = &self.walk;
+        let lower = self.walk.lower.as_ref().map(|lower| &lower.depths[..]);
+        // One of the two is empty. Plain loops over columns, of which the compiler makes vector code.
+        let depths = if lower.is_some() { &[] } else { &depths[..] };
+        let lower = lower.unwrap_or(&[]);
+        let ids = self.holders.ids();
+        let devices = found(groups, ids, depths).flat_map(|(ids, depths)| {
+            let pairs = ids.iter().zip(depths).filter(|&(_, &depth)| depth > 0);
+            pairs.map(|(&engine, &depth)| Match {
+                engine,
+                depths: [depth; 4],
+            })
+        });
+        let tiers = found(groups, ids, lower).flat_map(|(ids, depths)| {
+            let pairs = ids.iter().zip(depths).filter(|(_, depths)| depths[3] > 0);
+            pairs.map(|(&engine, &depths)| Match { engine, depths })
+        });
+        devices.chain(tiers)
     }
 
     /// Number of engines found.
     pub fn len(&self) -> usize {
-        let count = |word: &u64| word.count_ones() as usize;
-        self.walk.seen.iter().map(count).sum()
+        let count = |group: &Engines| group.seen.count_ones() as usize;
+        self.walk.groups.iter().map(count).sum()
     }
 
     /// Whether no engine sees even the first block.
     pub fn is_empty(&self) -> bool {
-        self.walk.seen.iter().all(|&word| word == 0)
+        self.walk.groups.iter().all(|group| group.seen == 0)
     }
 
-    /// Replaces the answer by that for `hashes`.
-    pub(crate) fn walk(&mut self, hashes: &[u64], holders: &Arc<Holders>, blocks: &Blocks) {
-        if !Arc::ptr_eq(&self.holders, holders) {
-            self.holders = Arc::clone(holders);
+    /// Replaces the answer by that for `hashes`. `current` is asked for the holders of this version when the last answer
+    /// had others.
+    pub(crate) fn walk(
+        &mut self,
+        hashes: &[u64],
+        version: u64,
+        current: impl FnOnce() -> Arc<Holders>,
+        blocks: &Blocks,
+    ) {
+        if self.holders.version() != version {
+            self.holders = current();
         }
         let Self {
             holders,
             walk,
             entries,
+            parting,
         } = self;
         walk.start(holders);
-        blocks.walk(hashes, entries, |piece| {
-            let devices = |&(key, _): &(Key, u64)| key.tier() == Tier::Device;
-            let goes_on = if walk.lower.is_none() && piece.entries.iter().all(devices) {
-                walk.on_devices(&piece)
-            } else {
-                walk.in_all_tiers(&piece, holders)
-            };
+        blocks.walk(hashes, entries, parting, |piece| {
+            let goes_on = walk
+                .on_devices(&piece)
+                .unwrap_or_else(|| walk.in_all_tiers(&piece, holders));
             walk.depth += piece.count as u32;
             goes_on
         });
@@ -120,59 +142,65 @@ impl Matches {
 
 impl Walk {
     fn start(&mut self, holders: &Holders) {
-        let words = holders.engine_words();
-        for bits in [&mut self.seen, &mut self.whole, &mut self.ended] {
-            bits.clear();
-            bits.resize(words.len(), 0);
-        }
-        self.live.clear();
-        self.live.extend_from_slice(words);
+        let engines = holders.engine_words();
+        self.groups.clear();
+        self.groups.extend(engines.iter().map(|&live| Engines {
+            live,
+            ..Engines::default()
+        }));
         self.depths.clear();
-        self.depths.resize(words.len() * GROUP, 0);
+        self.depths.resize(engines.len() * GROUP, 0);
         self.depth = 0;
         if let Some(lower) = self.lower.take() {
             self.spare = lower;
         }
     }
 
-    /// A piece that only engines hold, behind others such: whoever does not hold it has ended.
-    fn on_devices(&mut self, piece: &Piece<'_>) -> bool {
+    /// A piece that only engines hold, behind others such: whoever does not hold it has ended. Whether anybody goes on;
+    /// `None`, and nothing has happened, where others hold it too.
+    #[inline]
+    fn on_devices(&mut self, piece: &Piece<'_>) -> Option<bool> {
+        if self.lower.is_some() {
+            return None;
+        }
         let mut partly = false;
-        self.whole.fill(0);
-        for (at, members, depth) in piece.devices() {
+        self.groups.iter_mut().for_each(|group| group.whole = 0);
+        for &entry in piece.entries {
+            let (at, members, depth) = piece.on_device(entry)?;
             // An entry newer than this view of the holders is not of this answer.
-            if let Some(whole) = self.whole.get_mut(at) {
+            if let Some(group) = self.groups.get_mut(at) {
                 let all = depth as usize == piece.count;
-                *whole |= if all { members } else { 0 };
+                group.whole |= if all { members } else { 0 };
                 partly |= !all;
             }
         }
         let mut any = 0;
-        for (at, &whole) in self.whole.iter().enumerate() {
-            let ended = self.live[at] & !whole;
-            self.ended[at] = ended;
-            self.live[at] &= whole;
-            any |= self.live[at];
-            if ended != 0 && self.depth > 0 {
-                raise(&mut self.depths[at * GROUP..][..GROUP], ended, self.depth);
+        let first = self.depth == 0;
+        for (group, depths) in self.groups.iter_mut().zip(self.depths.chunks_mut(GROUP)) {
+            group.ended = group.live & !group.whole;
+            group.live &= group.whole;
+            any |= group.live;
+            if first {
+                group.seen = group.live;
+            } else if group.ended != 0 {
+                raise(depths, group.ended, self.depth);
             }
         }
-        if self.depth == 0 {
-            self.seen.copy_from_slice(&self.live);
-        }
         if partly {
-            for (at, members, depth) in piece.devices() {
-                let ended = self.ended.get(at).copied().unwrap_or(0) & members;
+            for &entry in piece.entries {
+                let (at, members, depth) = piece.on_device(entry)?;
+                let Some(group) = self.groups.get_mut(at) else {
+                    continue;
+                };
+                let ended = group.ended & members;
                 if ended != 0 && depth > 0 {
                     let depths = &mut self.depths[at * GROUP..][..GROUP];
                     raise(depths, ended, self.depth + depth);
-                    if self.depth == 0 {
-                        self.seen[at] |= ended;
-                    }
+                    group.seen |= ended;
                 }
             }
         }
-        any != 0
+        Some(any != 0)
     }
 
     /// Gives those their depth whose prefix has not ended.
@@ -180,19 +208,20 @@ impl Walk {
         if self.lower.is_some() || self.depth == 0 {
             return;
         }
-        for (at, &live) in self.live.iter().enumerate() {
-            if live != 0 {
-                raise(&mut self.depths[at * GROUP..][..GROUP], live, self.depth);
+        for (group, depths) in self.groups.iter().zip(self.depths.chunks_mut(GROUP)) {
+            if group.live != 0 {
+                raise(depths, group.live, self.depth);
             }
         }
     }
 
     /// Any piece. From the first with a lower tier on.
+    #[cold]
     fn in_all_tiers(&mut self, piece: &Piece<'_>, holders: &Holders) -> bool {
         let mut lower = self.lower.take().unwrap_or_else(|| self.descend());
-        lower.load(piece, holders, self.live.len());
+        lower.load(piece, holders, self.groups.len());
         if self.depth == 0 {
-            lower.gather(&mut self.seen, piece, holders);
+            lower.gather(&mut self.groups, piece, holders);
         }
         lower.advance(self.depth, piece.count as u32, holders);
         lower.unload(piece);
@@ -204,12 +233,15 @@ impl Walk {
     /// The engines so far, each on its own.
     fn descend(&mut self) -> Lower {
         let mut lower = std::mem::take(&mut self.spare);
+        lower.depths.clear();
         lower.depths.resize(self.depths.len(), [0; 4]);
         lower.live.clear();
         if self.depth > 0 {
-            lower.live.extend(ones(&self.live).map(|at| at as u16));
-            ones(&self.seen).for_each(|at| lower.depths[at] = [self.depths[at]; 4]);
-            ones(&self.live).for_each(|at| lower.depths[at] = [self.depth; 4]);
+            let live = || ones(self.groups.iter().map(|group| group.live));
+            let seen = ones(self.groups.iter().map(|group| group.seen));
+            seen.for_each(|at| lower.depths[at] = [self.depths[at]; 4]);
+            live().for_each(|at| lower.depths[at] = [self.depth; 4]);
+            lower.live.extend(live().map(|at| at as u16));
         }
         lower
     }
@@ -225,7 +257,7 @@ impl Lower {
                 Kind::One(slot) => self.add(slot, word, holders),
                 Kind::Group(group, span) => {
                     let blocks = low_bits((span - piece.offset).min(piece.count));
-                    for at in ones(&[word]) {
+                    for at in ones([word].into_iter()) {
                         self.add(Slot::of_group(group, at as u32), blocks, holders);
                     }
                 }
@@ -255,28 +287,28 @@ impl Lower {
     }
 
     /// Takes every engine that sees the first block as a candidate, once.
-    fn gather(&mut self, seen: &mut [u64], piece: &Piece<'_>, holders: &Holders) {
+    fn gather(&mut self, groups: &mut [Engines], piece: &Piece<'_>, holders: &Holders) {
         if self.network & 1 == 1 {
-            seen.copy_from_slice(holders.engine_words());
+            let all = groups.iter_mut().zip(holders.engine_words());
+            all.for_each(|(group, &engines)| group.seen = engines);
         } else {
             for (at, members, depth) in piece.devices() {
-                if let Some(seen) = seen.get_mut(at).filter(|_| depth > 0) {
-                    *seen |= members & holders.engine_words()[at];
+                if let Some(group) = groups.get_mut(at).filter(|_| depth > 0) {
+                    group.seen |= members & holders.engine_words()[at];
                 }
             }
             for &node in &self.seen_nodes {
                 let [host, nvme] = self.nodes[usize::from(node)];
                 if (host | nvme) & 1 == 1 {
                     for &engine in holders.engines_of(node) {
-                        seen[usize::from(engine) / GROUP] |= 1 << (usize::from(engine) % GROUP);
+                        groups[usize::from(engine) / GROUP].seen |=
+                            1 << (usize::from(engine) % GROUP);
                     }
                 }
             }
         }
-        for engine in ones(seen) {
-            self.depths[engine] = [0; 4];
-            self.live.push(engine as u16);
-        }
+        let seen = ones(groups.iter().map(|group| group.seen));
+        self.live.extend(seen.map(|engine| engine as u16));
     }
 
     /// Moves every live engine's depths on, and sets those aside whose prefix ends in this piece.
@@ -291,10 +323,9 @@ impl Lower {
         } = self;
         live.retain(|&engine| {
             let at = usize::from(engine);
-            let [host, nvme] = match holders.view(engine) {
-                Some((_, node)) if node != NO_NODE => nodes[usize::from(node)],
-                _ => [0; 2],
-            };
+            let [host, nvme] = holders
+                .node_of(engine)
+                .map_or([0; 2], |node| nodes[usize::from(node)]);
             let mut visible = 0;
             let masks = [devices[at], host, nvme, *network];
             for (reached, mask) in depths[at].iter_mut().zip(masks) {
@@ -323,9 +354,20 @@ impl Lower {
     }
 }
 
+/// Ids and depths of the groups in which somebody was seen, group by group.
+fn found<'a, T>(
+    groups: &'a [Engines],
+    ids: &'a [HolderId],
+    depths: &'a [T],
+) -> impl Iterator<Item = (&'a [HolderId], &'a [T])> {
+    let columns = ids.chunks(GROUP).zip(depths.chunks(GROUP));
+    let all = columns.zip(groups).filter(|(_, group)| group.seen != 0);
+    all.map(|(columns, _)| columns)
+}
+
 /// The positions of all bits.
-fn ones(words: &[u64]) -> impl Iterator<Item = usize> {
-    words.iter().enumerate().flat_map(|(at, &word)| {
+fn ones(words: impl Iterator<Item = u64>) -> impl Iterator<Item = usize> {
+    words.enumerate().flat_map(|(at, word)| {
         let mut left = word;
         std::iter::from_fn(move || {
             let bit = (left != 0).then(|| left.trailing_zeros() as usize)?;

@@ -198,21 +198,29 @@ impl<'a> Hashes<'a> {
         self.0[at / LINE_WORDS].0[at % LINE_WORDS].store(hash, Relaxed);
     }
 
+    /// Brings all of them into the cache: asked for at once, they come together.
+    #[inline]
+    pub fn touch(self) -> u64 {
+        let first = |line: &Line| line.0[0].load(Relaxed);
+        self.0.iter().fold(0, |all, line| all ^ first(line))
+    }
+
     /// How many of the positions from `from` to `len` are the first of `hashes`.
     #[inline]
     pub fn common(self, from: usize, len: usize, hashes: &[u64]) -> usize {
         let hashes = &hashes[..hashes.len().min(len - from)];
-        let mut at = 0;
-        // A line at a time, without a branch on every hash.
-        while at + LINE_WORDS <= hashes.len() {
-            let differ =
-                (at..at + LINE_WORDS).fold(0, |all, at| all | (self.get(from + at) ^ hashes[at]));
-            if differ != 0 {
-                break;
+        let mut rest = hashes;
+        if from % LINE_WORDS == 0 {
+            // A line at a time, without a branch on every hash.
+            for line in &self.0[from / LINE_WORDS..] {
+                match rest.split_first_chunk() {
+                    Some((these, behind)) if line.equals(these) => rest = behind,
+                    _ => break,
+                }
             }
-            at += LINE_WORDS;
         }
-        at + hashes[at..]
+        let at = hashes.len() - rest.len();
+        at + rest
             .iter()
             .zip(from + at..)
             .take_while(|&(&hash, at)| self.get(at) == hash)

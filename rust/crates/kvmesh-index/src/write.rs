@@ -173,7 +173,7 @@ impl Blocks {
             let place = Place::new(held.id, len + count);
             held.hashes.set(len + count, hash);
             // Also where readers are not shown it yet.
-            let is_here = |place| self.verify(place, hash, Shape::capacity).is_some();
+            let is_here = |place| self.look(place, hash, Shape::capacity).is_some();
             inserted = turn.table.insert(hash, place, turn.alone, is_here);
             if inserted != Inserted::Yes {
                 break;

@@ -158,7 +158,8 @@ impl Mesh {
         let prompt = thread_rng().gen_range(0..PROMPTS);
         let hashes: Vec<u64> = (0..LENGTH).map(|at| hash(number(prompt, at))).collect();
         let before = self.truth.lock().unwrap().clone();
-        matches.walk(&hashes, &self.holders, &self.blocks);
+        let holders = || Arc::clone(&self.holders);
+        matches.walk(&hashes, self.holders.version(), holders, &self.blocks);
         let after = self.truth.lock().unwrap().clone();
         for (engine, slot) in self.slots.iter().enumerate() {
             let found = matches
