@@ -47,6 +47,10 @@ def hash_tokens(tokens: _Tokens, page_size: int, namespace: bytes = b"") -> NDAr
     of another length, TypeError for tokens that are not integers.
     """
 
+def packed_field(field: int, tokens: _Tokens) -> bytes:
+    """A protobuf field `repeated uint32` of this number, packed: fit to be put behind a serialized message
+    without it. `tokens` as for `hash_tokens`; raises as that does."""
+
 class HashChain:
     """The hashes of a conversation that grows: each token is hashed once.
 
