@@ -4,14 +4,15 @@ use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
 
 use kvmesh_streams::{Certificates, Event, Listen, Streams};
 use pyo3::{
+    intern,
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
 };
 
-/// Bidirectional gRPC streams of opaque messages, on a thread of their own.
+/// Bidirectional gRPC streams of opaque messages, carried by the thread that calls `poll`.
 ///
-/// Nothing blocks but `close`. `poll` returns what has happened since the last time as tuples, and the descriptor
-/// `fileno` is readable while there is something:
+/// Nothing blocks, and nothing moves but in `poll`: call it when the descriptor `fileno` is readable, and soon after any
+/// other call. It returns what has happened since the last time as tuples:
 /// ("opened", stream, method), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
 /// ("closed", stream, (gRPC status code, message, {key: bytes of trailing metadata})).
 #[pyclass(name = "Streams", module = "kvmesh.core", frozen)]
@@ -19,14 +20,14 @@ pub struct PyStreams(Streams);
 
 #[pymethods]
 impl PyStreams {
-    /// Starts the thread. Raises OSError where there are no descriptors left.
+    /// Raises OSError where there are no descriptors left.
     #[new]
     fn new() -> PyResult<Self> {
         Ok(Self(Streams::new()?))
     }
 
     fn fileno(&self) -> i32 {
-        self.0.wake_fd().as_raw_fd()
+        self.0.fd().as_raw_fd()
     }
 
     /// Connections made from now on, either way, are TLS with these certificates (PEM): of this process, its key, and
@@ -89,7 +90,8 @@ impl PyStreams {
         self.0.cancel(stream);
     }
 
-    /// What has happened since the last call, in order.
+    /// Carry on with what can be done without waiting; what has happened since the last call, in order. Keeps the GIL: what it
+    /// takes are microseconds.
     fn poll<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         for event in self.0.poll() {
@@ -98,26 +100,33 @@ impl PyStreams {
         Ok(list)
     }
 
-    /// Stop listening, drop every stream and end the thread; idempotent.
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.0.close());
+    /// Stop listening and drop every stream; what was sent leaves as far as that needs no waiting. Idempotent.
+    fn close(&self) {
+        self.0.close();
     }
 }
 
 fn convert(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
     match event {
-        Event::Opened(stream, method) => ("opened", stream, method).into_pyobject(py),
+        Event::Opened(stream, method) => (intern!(py, "opened"), stream, method).into_pyobject(py),
         Event::Message(stream, message) => {
-            ("message", stream, PyBytes::new(py, &message)).into_pyobject(py)
+            (intern!(py, "message"), stream, PyBytes::new(py, &message)).into_pyobject(py)
         }
-        Event::HalfClosed(stream) => ("half_closed", stream, py.None()).into_pyobject(py),
-        Event::Writable(stream) => ("writable", stream, py.None()).into_pyobject(py),
+        Event::HalfClosed(stream) => {
+            (intern!(py, "half_closed"), stream, py.None()).into_pyobject(py)
+        }
+        Event::Writable(stream) => (intern!(py, "writable"), stream, py.None()).into_pyobject(py),
         Event::Closed(stream, end) => {
             let details = PyDict::new(py);
             for (key, value) in end.details {
                 details.set_item(key, PyBytes::new(py, &value))?;
             }
-            ("closed", stream, (end.code, end.message, details)).into_pyobject(py)
+            (
+                intern!(py, "closed"),
+                stream,
+                (end.code, end.message, details),
+            )
+                .into_pyobject(py)
         }
     }
 }

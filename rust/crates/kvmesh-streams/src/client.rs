@@ -1,23 +1,22 @@
 //! Streams this process opens.
 
-use std::{error::Error, io, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use http::{Uri, uri::PathAndQuery};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::StreamExt;
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Status, body::Body, client::Grpc};
 use tower::service_fn;
 
 use crate::{
     CONNECTION_WINDOW, MAX_MESSAGE_BYTES, PING_ANSWER, PING_EVERY, STREAM_WINDOW, StreamId,
     codec::RawCodec,
+    driver::Driver,
     inbox::{End, Event, Inbox},
     outbox::Outgoing,
+    socket::connect_tcp,
     tls::Tls,
 };
 
@@ -31,8 +30,9 @@ pub async fn run(
     outgoing: Outgoing,
     inbox: Arc<Inbox>,
     tls: Option<Arc<Tls>>,
+    driver: Driver,
 ) {
-    let end = match exchange(stream, &address, method, outgoing, &inbox, tls).await {
+    let end = match exchange(stream, &address, method, outgoing, &inbox, tls, driver).await {
         Ok(()) => End::default(),
         // One that the other end sent has no cause here; any other means that the connection is gone.
         Err(status) if status.source().is_some() => unavailable(&status).into(),
@@ -48,12 +48,20 @@ async fn exchange(
     outgoing: Outgoing,
     inbox: &Inbox,
     tls: Option<Arc<Tls>>,
+    driver: Driver,
 ) -> Result<(), Status> {
-    let channel = connect(address, tls).await?;
-    let mut grpc = Grpc::new(channel)
+    let peer: Uri = format!("http://{address}")
+        .parse()
+        .map_err(|error| Status::invalid_argument(format!("address {address}: {error}")))?;
+    let sender = driver
+        .reactor
+        .within(CONNECT_WITHIN, connect(&peer, tls, &driver))
+        .await
+        .map_err(|error| unavailable(&error))??;
+    let calls = service_fn(move |request| sender.clone().send_request(request));
+    let mut grpc = Grpc::with_origin(calls, peer)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    grpc.ready().await.map_err(|error| unavailable(&error))?;
     // A client ends its side without a status.
     let messages = outgoing.map_while(Result::ok);
     let mut incoming = grpc
@@ -69,37 +77,40 @@ async fn exchange(
     }
 }
 
-async fn connect(address: &str, tls: Option<Arc<Tls>>) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| Status::invalid_argument(format!("address {address}: {error}")))?
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWER);
-    let connected = match tls {
-        None => endpoint.connect().await,
-        Some(tls) => {
-            let secured = service_fn(move |peer: Uri| secured(peer, Arc::clone(&tls)));
-            endpoint.connect_with_connector(secured).await
-        }
-    };
-    connected.map_err(|error| unavailable(&error))
-}
-
-async fn secured(
-    peer: Uri,
-    tls: Arc<Tls>,
-) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+async fn connect(
+    peer: &Uri,
+    tls: Option<Arc<Tls>>,
+    driver: &Driver,
+) -> Result<http2::SendRequest<Body>, Status> {
     let host = peer.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, peer.port_u16().unwrap_or_default())).await?;
-    stream.set_nodelay(true)?;
-    Ok(TokioIo::new(tls.connect(host, stream).await?))
+    let socket = connect_tcp(&driver.reactor, host, peer.port_u16().unwrap_or_default());
+    let socket = socket.await.map_err(|error| unavailable(&error))?;
+    let Some(tls) = tls else {
+        return handshake(socket, driver).await;
+    };
+    let secured = tls.connect(host, socket, &driver.reactor).await;
+    handshake(secured.map_err(|error| unavailable(&error))?, driver).await
 }
 
-/// tonic says "transport error"; the reason is the innermost source.
+async fn handshake<C>(connection: C, driver: &Driver) -> Result<http2::SendRequest<Body>, Status>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(driver.tasks.clone())
+        .timer(driver.timer())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER)
+        .handshake(TokioIo::new(connection))
+        .await
+        .map_err(|error| unavailable(&error))?;
+    driver.tasks.spawn(connection);
+    Ok(sender)
+}
+
+/// hyper and tonic say "transport error"; the reason is the innermost source.
 fn unavailable(error: &dyn Error) -> Status {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -1,20 +1,14 @@
-//! What has happened on all streams, until the caller's thread asks.
-
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+//! What has happened on all streams, until the caller asks.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::Notify;
 use tonic::{Code, Status, metadata::KeyAndValueRef};
 
 use crate::StreamId;
 
-/// Bytes kept for a caller that does not poll; beyond, streams are read no further.
-const MAX_UNPOLLED: usize = 64 << 20;
+/// Bytes of messages that one poll takes in; beyond, streams are read no further until the next one.
+const A_POLL: usize = 4 << 20;
 
 /// Something that happened on a stream.
 #[derive(Debug)]
@@ -62,10 +56,10 @@ impl From<Status> for End {
     }
 }
 
+#[derive(Default)]
 pub struct Inbox {
     waiting: Mutex<Waiting>,
     room: Notify,
-    fd: OwnedFd,
 }
 
 #[derive(Default)]
@@ -75,50 +69,32 @@ struct Waiting {
 }
 
 impl Inbox {
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            waiting: Mutex::default(),
-            room: Notify::new(),
-            fd: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
-        })
-    }
-
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
     pub fn push(&self, event: Event) {
         let mut waiting = self.waiting.lock();
-        let first = waiting.events.is_empty();
         if let Event::Message(_, message) = &event {
             waiting.bytes += message.len();
         }
         waiting.events.push(event);
-        drop(waiting);
-        if first {
-            // Fails only when the counter would overflow, and then the descriptor is readable anyway.
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-        }
     }
 
-    /// Returns when the caller has not fallen too far behind.
+    /// Returns when the next message may be read.
     pub async fn room(&self) {
         loop {
             let room = self.room.notified();
-            if self.waiting.lock().bytes < MAX_UNPOLLED {
+            if self.waiting.lock().bytes < A_POLL {
                 return;
             }
             room.await;
         }
     }
 
-    pub fn take(&self) -> Vec<Event> {
-        // Before the events: one that comes in between makes the descriptor readable again.
-        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    /// All there is, and whether tasks that waited for room go on.
+    pub fn take(&self) -> (Vec<Event>, bool) {
         let taken = std::mem::take(&mut *self.waiting.lock());
-        if taken.bytes >= MAX_UNPOLLED {
+        let full = taken.bytes >= A_POLL;
+        if full {
             self.room.notify_waiters();
         }
-        taken.events
+        (taken.events, full)
     }
 }

@@ -1,12 +1,11 @@
-//! Bidirectional gRPC streams on a thread of their own, for callers with an event loop of theirs.
+//! Bidirectional gRPC streams for callers with an event loop of theirs, carried by that loop's own thread.
 //!
 //! The data plane sends one small message an engine step, hundreds a second on each stream. What that
-//! costs is wake-ups: here a message takes one hand-over between the caller's thread and this crate's, each
-//! way, and messages that are ready together share one.
+//! costs is wake-ups: here a message takes none but the loop's own.
 //!
 //! Messages are opaque bytes; the protocol is gRPC's own (by tonic), so that any gRPC client or server can be at
-//! the other end. Nothing in here blocks: [`Streams::poll`] returns what has happened since the last time, and
-//! [`Streams::wake_fd`] is readable while there is something.
+//! the other end. Nothing in here blocks, and nothing moves but in [`Streams::poll`], which returns what has happened
+//! since the last time: call it when [`Streams::fd`] is readable, and soon after any other call.
 //!
 //! A listener serves the methods it was given; every other call on its port is passed on to a second
 //! gRPC server on a unix socket, so that a role has one address for all its services.
@@ -15,11 +14,15 @@
 
 mod client;
 mod codec;
+mod driver;
 mod inbox;
 mod outbox;
+mod reactor;
 mod registry;
 mod server;
+mod socket;
 mod streams;
+mod tasks;
 mod tls;
 
 pub use inbox::{End, Event};

@@ -1,4 +1,4 @@
-//! What a stream has to send: filled by the caller's thread, emptied by the transport as flow control allows.
+//! What a stream has to send: filled by the caller, emptied by the transport as flow control allows.
 
 use std::{
     pin::Pin,
@@ -10,10 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::AbortHandle,
-};
+use futures_util::future::AbortHandle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::Stream;
 use tonic::Status;
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::AbortHandle;
 use parking_lot::Mutex;
-use tokio::task::AbortHandle;
 use tonic::Status;
 
 use crate::{

@@ -1,6 +1,13 @@
 //! Streams others open here, and the way on for every other call.
 
-use std::{collections::HashSet, convert::Infallible, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -10,25 +17,26 @@ use hyper::{
     server::conn::http2,
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixStream},
-};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{Status, Streaming, body::Body, server::Grpc, server::StreamingService};
 
 use crate::{
     CONNECTION_WINDOW, MAX_MESSAGE_BYTES, PING_ANSWER, PING_EVERY, STREAM_WINDOW, StreamId,
     codec::RawCodec,
+    driver::Driver,
     inbox::{Event, Inbox},
     outbox::Outgoing,
     registry::Registry,
+    socket::{Socket, connect_unix},
     tls::Current,
 };
 
 /// Calls at once on one connection, and of these how many may be cancelled before they were looked at.
 const MAX_CALLS: u32 = 1 << 16;
 const MAX_CANCELLED: usize = 1 << 10;
+/// After a connection that could not be accepted.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// What a listener serves.
 #[derive(Clone, Debug)]
@@ -40,44 +48,52 @@ pub struct Listen {
 }
 
 /// Accepts connections for as long as it is polled; those accepted live on.
-pub async fn accept(listener: TcpListener, listen: Listen, registry: Arc<Registry>, tls: Current) {
+pub async fn accept(
+    listener: Socket<TcpListener>,
+    listen: Listen,
+    registry: Arc<Registry>,
+    tls: Current,
+    driver: Driver,
+) {
     let listen = Arc::new(listen);
     loop {
-        match listener.accept().await {
-            Ok((connection, _)) => {
+        match listener.accept(&driver.reactor).await {
+            Ok(connection) => {
                 let tls = tls.read().clone();
                 let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));
-                tokio::spawn(async move {
-                    let _ = connection.set_nodelay(true);
+                let on = driver.clone();
+                driver.tasks.spawn(async move {
                     let Some(tls) = tls else {
-                        return serve(connection, listen, registry).await;
+                        return serve(connection, listen, registry, on).await;
                     };
                     // Whoever is refused has been told by the protocol.
-                    if let Ok(connection) = tls.accept(connection).await {
-                        serve(connection, listen, registry).await;
+                    if let Ok(connection) = tls.accept(connection, &on.reactor).await {
+                        serve(connection, listen, registry, on).await;
                     }
                 });
             }
             // Out of descriptors, or a caller that left at once.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            Err(_) => driver.reactor.sleep_until(Instant::now() + RETRY).await,
         }
     }
 }
 
-async fn serve<C>(connection: C, listen: Arc<Listen>, registry: Arc<Registry>)
+async fn serve<C>(connection: C, listen: Arc<Listen>, registry: Arc<Registry>, driver: Driver)
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let others = Others::default();
+    let on = driver.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));
-        let others = others.clone();
+        let (others, driver) = (others.clone(), on.clone());
         async move {
             let path = request.uri().path();
             Ok::<_, Infallible>(if listen.methods.contains(path) {
                 let open = Open {
                     method: path.to_owned(),
                     registry,
+                    driver,
                 };
                 Grpc::new(RawCodec)
                     .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES))
@@ -85,15 +101,15 @@ where
                     .await
             } else {
                 others
-                    .call(&listen.others, request)
+                    .call(&listen.others, request, &driver)
                     .await
                     .unwrap_or_else(Status::into_http)
             })
         }
     });
     // Ends with the connection; why is the callers' concern.
-    let _ = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
+    let _ = http2::Builder::new(driver.tasks.clone())
+        .timer(driver.timer())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_CALLS)
@@ -108,6 +124,7 @@ where
 struct Open {
     method: String,
     registry: Arc<Registry>,
+    driver: Driver,
 }
 
 impl StreamingService<Bytes> for Open {
@@ -121,7 +138,7 @@ impl StreamingService<Bytes> for Open {
         let inbox = Arc::clone(registry.inbox());
         inbox.push(Event::Opened(stream, std::mem::take(&mut self.method)));
         let reader = read(request.into_inner(), stream, Arc::clone(registry), inbox);
-        outgoing.served(tokio::spawn(reader).abort_handle());
+        outgoing.served(self.driver.tasks.spawn_abortable(reader));
         std::future::ready(Ok(tonic::Response::new(outgoing)))
     }
 }
@@ -150,27 +167,33 @@ struct Others(Arc<tokio::sync::Mutex<Option<SendRequest<Incoming>>>>);
 impl Others {
     async fn call(
         &self,
-        socket: &PathBuf,
+        socket: &Path,
         request: Request<Incoming>,
+        driver: &Driver,
     ) -> Result<Response<Body>, Status> {
-        let mut sender = self.connected(socket).await?;
+        let mut sender = self.connected(socket, driver).await?;
         match sender.send_request(request).await {
             Ok(response) => Ok(response.map(Body::new)),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }
 
-    async fn connected(&self, socket: &PathBuf) -> Result<SendRequest<Incoming>, Status> {
+    async fn connected(
+        &self,
+        socket: &Path,
+        driver: &Driver,
+    ) -> Result<SendRequest<Incoming>, Status> {
         let mut held = self.0.lock().await;
         if let Some(sender) = held.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         let failed = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
-        let stream = UnixStream::connect(socket).await.map_err(|e| failed(&e))?;
-        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+        let stream = connect_unix(&driver.reactor, socket);
+        let stream = TokioIo::new(stream.await.map_err(|e| failed(&e))?);
+        let (sender, connection) = handshake(driver.tasks.clone(), stream)
             .await
             .map_err(|e| failed(&e))?;
-        tokio::spawn(connection);
+        driver.tasks.spawn(connection);
         *held = Some(sender.clone());
         Ok(sender)
     }

@@ -1,14 +1,9 @@
-//! All streams of a process, and the thread they live on.
+//! All streams of an event loop.
 
-use std::{io, net, os::fd::BorrowedFd, sync::Arc, thread::JoinHandle};
+use std::{io, net, os::fd::BorrowedFd, sync::Arc};
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use parking_lot::Mutex;
-use tokio::{
-    runtime::{Builder, Handle},
-    sync::oneshot,
-};
 use tonic::{
     Code, Status,
     metadata::{BinaryMetadataKey, BinaryMetadataValue, MetadataMap},
@@ -16,43 +11,34 @@ use tonic::{
 
 use crate::{
     Certificates, Event, Listen, StreamId, client,
+    driver::Driver,
     inbox::Inbox,
     registry::Registry,
     server,
+    socket::Socket,
     tls::{Current, Tls},
 };
 
 /// Listens, opens streams, and carries their messages. No method blocks.
 pub struct Streams {
     registry: Arc<Registry>,
-    runtime: Handle,
+    driver: Driver,
     tls: Current,
-    thread: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
 impl Streams {
-    /// Starts the thread.
+    /// Fails where there are no descriptors left.
     pub fn new() -> io::Result<Self> {
-        let registry = Arc::new(Registry::new(Arc::new(Inbox::new()?)));
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("kvmesh-streams".to_owned())
-            .spawn(move || {
-                let _ = runtime.block_on(stopped);
-            })?;
         Ok(Self {
-            registry,
-            runtime: handle,
+            registry: Arc::new(Registry::new(Arc::<Inbox>::default())),
+            driver: Driver::new()?,
             tls: Current::default(),
-            thread: Mutex::new(Some((stop, thread))),
         })
     }
 
-    /// Readable while [`Self::poll`] has something to return.
-    pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.registry.inbox().fd()
+    /// Readable while there is something for [`Self::poll`].
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.driver.reactor.fd()
     }
 
     /// Connections made from now on, either way, are TLS with these certificates. Fails with `InvalidData` where they
@@ -68,13 +54,13 @@ impl Streams {
         let listener = net::TcpListener::bind((host, port))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
-        let _runtime = self.runtime.enter();
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        self.runtime.spawn(server::accept(
+        let listener = Socket::new(listener, &self.driver.reactor)?;
+        self.driver.tasks.spawn(server::accept(
             listener,
             listen,
             Arc::clone(&self.registry),
             Arc::clone(&self.tls),
+            self.driver.clone(),
         ));
         Ok(port)
     }
@@ -85,15 +71,16 @@ impl Streams {
         let method = PathAndQuery::try_from(method).map_err(io::Error::other)?;
         let (stream, outgoing) = self.registry.add();
         let inbox = Arc::clone(self.registry.inbox());
-        let task = self.runtime.spawn(client::run(
+        let task = self.driver.tasks.spawn_abortable(client::run(
             stream,
             address.to_owned(),
             method,
             outgoing,
             inbox,
             self.tls.read().clone(),
+            self.driver.clone(),
         ));
-        self.registry.started(stream, task.abort_handle());
+        self.registry.started(stream, task);
         Ok(stream)
     }
 
@@ -121,14 +108,19 @@ impl Streams {
         self.registry.end(stream, Err(status));
     }
 
-    /// Cancels an opened stream at once; there is no event of it any more but those already waiting.
+    /// Cancels an opened stream; there is no event of it any more but those already waiting.
     pub fn cancel(&self, stream: StreamId) {
         self.registry.remove(stream);
     }
 
-    /// What has happened since the last call, in the order of each stream.
+    /// Carries on with what can be done without waiting; what has happened since the last call, in the order of
+    /// each stream.
     pub fn poll(&self) -> Vec<Event> {
-        let events = self.registry.inbox().take();
+        self.driver.turn();
+        let (events, more) = self.registry.inbox().take();
+        if more {
+            self.driver.reactor.news();
+        }
         for event in &events {
             if let Event::Closed(stream, _) = event {
                 self.registry.remove(*stream);
@@ -137,18 +129,17 @@ impl Streams {
         events
     }
 
-    /// Stops listening, drops every stream and ends the thread. Idempotent.
+    /// Stops listening and drops every stream; what was sent leaves as far as that needs no waiting. Idempotent.
     pub fn close(&self) {
-        let thread = self.thread.lock().take();
-        if let Some((stop, thread)) = thread {
-            let _ = stop.send(());
-            let _ = thread.join();
-        }
+        self.driver.turn();
+        self.driver.tasks.clear();
+        self.registry.inbox().take();
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        self.close();
+        // Tasks hold the driver, which holds them.
+        self.driver.tasks.clear();
     }
 }

@@ -9,8 +9,11 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::{reactor::Reactor, socket::Socket};
+
+type Tcp = Socket<std::net::TcpStream>;
 
 /// A peer that does not come to terms within it is let go.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -70,23 +73,32 @@ impl Tls {
     }
 
     /// The server's end of a connection.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
-        tokio::time::timeout(HANDSHAKE_WITHIN, self.acceptor.accept(stream)).await?
+    pub async fn accept(
+        &self,
+        stream: Tcp,
+        reactor: &Arc<Reactor>,
+    ) -> io::Result<server::TlsStream<Tcp>> {
+        reactor
+            .within(HANDSHAKE_WITHIN, self.acceptor.accept(stream))
+            .await?
     }
 
     /// The caller's end of a connection to `host`.
     pub async fn connect(
         &self,
         host: &str,
-        stream: TcpStream,
-    ) -> io::Result<client::TlsStream<TcpStream>> {
+        stream: Tcp,
+        reactor: &Arc<Reactor>,
+    ) -> io::Result<client::TlsStream<Tcp>> {
         let name = if self.server_name.is_empty() {
             host
         } else {
             &self.server_name
         };
         let name = ServerName::try_from(name.to_owned()).map_err(unusable)?;
-        tokio::time::timeout(HANDSHAKE_WITHIN, self.connector.connect(name, stream)).await?
+        reactor
+            .within(HANDSHAKE_WITHIN, self.connector.connect(name, stream))
+            .await?
     }
 }
 

@@ -18,6 +18,14 @@ TOKEN_BUCKETS = tuple(2**n for n in range(18))
 RPC_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
+TIERS = ("device", "host", "nvme", "network")
+
+
+def by_tier(counter: Counter) -> dict[str, Counter]:
+    """The counters of a family whose one label is the tier."""
+    return {tier: counter.labels(tier) for tier in TIERS}
+
+
 class RpcMetrics:
     """Served RPCs; `method` is the full name, `code` the gRPC status."""
 
@@ -69,6 +77,7 @@ class FrontendMetrics:
         self.cached_tokens = Counter(
             f"{p}_cached_tokens_total", "prompt tokens that were not computed", ["tier"]
         )
+        self.cached_by_tier = by_tier(self.cached_tokens)
         self.disconnects = Counter(f"{p}_disconnects_total", "clients that left before their answer was over")
         self.retries = Counter(f"{p}_retries_total", "placements tried again", ["reason"])
         self.continuations = Counter(
@@ -98,6 +107,8 @@ class RouterMetrics:
     def __init__(self) -> None:
         p = "kvmesh_router"
         self.placements = Counter(f"{p}_placements_total", "requests placed", ["policy", "mode"])
+        # To find a label's metric costs more than to count.
+        self.placed_by = cache(self.placements.labels)
         self.refusals = Counter(f"{p}_refusals_total", "requests not placed", ["code"])
         self.decision = Histogram(
             f"{p}_decision_seconds",
@@ -143,8 +154,10 @@ class RouterMetrics:
         self.cached_tokens = Counter(
             f"{p}_cached_tokens_total", "tokens expected in a tier of the chosen worker", ["tier"]
         )
+        self.cached_by_tier = by_tier(self.cached_tokens)
         self.leases = Gauge(f"{p}_leases", "leases held now")
         self.leases_ended = Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
+        self.ended_by = cache(self.leases_ended.labels)
         self.unknown_leases = Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
         self.replicas = Gauge(f"{p}_replicas", "other replicas that are heard")
         self.foreign_leases = Gauge(f"{p}_foreign_leases", "leases of other replicas, counted with here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 
 from kvmesh.common.config import Config, FrontendConfig
@@ -10,7 +11,14 @@ from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
-from kvmesh.frontend.serving.call import Call, bound_output, check_ids, check_prompt
+from kvmesh.frontend.serving.call import (
+    TOKEN,
+    Call,
+    bound_output,
+    check_ids,
+    check_prompt,
+    check_prompt_ids,
+)
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
@@ -90,9 +98,10 @@ class Gateway:
         if self.tenants is not None:
             self.tenants.check_model(caller, self.models.names_of(model))
         tenant = tenant_of(caller, tenant)
-        check_prompt(model, token_ids, param)
+        prompt = array(TOKEN, token_ids)
+        check_prompt(model, prompt, param)
         if ids_from_client:
-            check_ids(model, token_ids, param)
+            check_prompt_ids(model, prompt, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")
         check_ids(model, sampling.logit_bias, "logit_bias")
         said = sampling.HasField("max_new_tokens") or default_output is not None
@@ -102,7 +111,7 @@ class Gateway:
         return Call(
             request_id=request_id,
             model=model,
-            token_ids=token_ids,
+            token_ids=prompt,
             sampling=sampling,
             deadline=received + (timeout if timeout_s is None else min(timeout, timeout_s)),
             received=received,

@@ -8,21 +8,17 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.core import Refused
 from kvmesh.router.placement import RETRY_AFTER_MS
 from kvmesh.v1.common_pb2 import WorkerInfo
-from kvmesh.v1.engine_pb2 import Bootstrap
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import Placement, WorkerRef
 
 
-def placement_proto(prefill: WorkerInfo, decode: WorkerInfo, random: Random) -> Placement:
+def write_placement(into: Placement, prefill: WorkerInfo, decode: WorkerInfo, random: Random) -> None:
     """One worker for both, or a pair with a meeting point of its own."""
-    if prefill is decode:
-        return Placement(decode=_ref(decode))
-    bootstrap = prefill.bootstrap
-    return Placement(
-        prefill=_ref(prefill),
-        decode=_ref(decode),
-        bootstrap=Bootstrap(host=bootstrap.host, port=bootstrap.port, room=random.getrandbits(63)),
-    )
+    _write_ref(into.decode, decode)
+    if prefill is not decode:
+        _write_ref(into.prefill, prefill)
+        into.bootstrap.host, into.bootstrap.port = prefill.bootstrap.host, prefill.bootstrap.port
+        into.bootstrap.room = random.getrandbits(63)
 
 
 def refusal(refused: Refused) -> KvmeshError:
@@ -45,5 +41,5 @@ def refusal(refused: Refused) -> KvmeshError:
     )
 
 
-def _ref(info: WorkerInfo) -> WorkerRef:
-    return WorkerRef(id=info.id, incarnation=info.incarnation, address=info.address)
+def _write_ref(into: WorkerRef, info: WorkerInfo) -> None:
+    into.id, into.incarnation, into.address = info.id, info.incarnation, info.address

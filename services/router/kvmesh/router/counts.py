@@ -6,17 +6,15 @@ from kvmesh.common.metrics import RouterMetrics
 from kvmesh.core import Placed
 from kvmesh.v1.common_pb2 import CachedTokens
 
-TIERS = ("device", "host", "nvme", "network")
-
 
 def count_placed(metrics: RouterMetrics, prompt_tokens: int, placed: Placed, cached: CachedTokens) -> None:
     mode = "aggregated" if placed.prefill == placed.decode else "disaggregated"
-    metrics.placements.labels(placed.policy, mode).inc()
+    metrics.placed_by(placed.policy, mode).inc()
     metrics.waited.observe(placed.held_ms / 1000)
     metrics.prompt_tokens.inc(prompt_tokens)
-    for tier in TIERS:
+    for tier, counter in metrics.cached_by_tier.items():
         if tokens := getattr(cached, tier):
-            metrics.cached_tokens.labels(tier).inc(tokens)
+            counter.inc(tokens)
 
 
 def count_shadows(metrics: RouterMetrics, placed: Placed) -> None:

@@ -95,7 +95,7 @@ class Leases:
         """The selector has reclaimed them."""
         for lease in leases:
             if self._live.pop(lease, None) is not None:
-                self._metrics.leases_ended.labels("expired").inc()
+                self._metrics.ended_by("expired").inc()
                 self._changed(lease, soon=True)
             elif self._others is not None:
                 self._others.expired(lease)
@@ -122,7 +122,7 @@ class Leases:
         for lease in leases:
             live = self._live.get(lease)
             if live is not None and live.heard_ms <= since_ms:
-                self._metrics.leases_ended.labels("orphaned").inc()
+                self._metrics.ended_by("orphaned").inc()
                 del self._live[lease]
                 freed = live.model.selector.end(self._now(), lease)
                 self._changed(lease, soon=True)
@@ -158,7 +158,7 @@ class Leases:
             freed = selector.end(now, lease)
             outcomes = (outcomes or []) + (freed or [])
             del self._live[lease]
-            self._metrics.leases_ended.labels("reported").inc()
+            self._metrics.ended_by("reported").inc()
         elif outcomes is None:
             del self._live[lease]
         self._changed(lease, soon=soon)

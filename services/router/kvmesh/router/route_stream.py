@@ -16,7 +16,6 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import (
     Held,
     NumberedRoute,
-    RouteAnswer,
     RouteResponse,
     RouteStreamRequest,
     RouteStreamResponse,
@@ -45,7 +44,7 @@ class RouteStream:
         # Given out here and not reported as ended.
         self._leases: set[int] = set()
         # Made in this turn of the loop, sent at its end.
-        self._answers: list[RouteAnswer] = []
+        self._message = RouteStreamResponse()
         self._half_closed = False
         # Sent since the caller fell behind; None while it keeps up.
         self._unread: int | None = None
@@ -79,11 +78,11 @@ class RouteStream:
             self._routing.cancel(number)
         self._waiting.clear()
         # Nobody heard of these.
-        for answer in self._answers:
+        for answer in self._message.answers:
             if answer.HasField("response"):
                 self._leases.discard(answer.response.lease.id)
                 self._routing.leases.end(answer.response.lease.id)
-        self._answers.clear()
+        self._message.Clear()
         self._routing.leases.orphan(self._leases)
         self._leases.clear()
         if self._telling is not None:
@@ -110,22 +109,22 @@ class RouteStream:
                 self._tell_later(asked.number)
 
     def _answer(self, number: int, result: RouteResponse | KvmeshError | Held) -> None:
-        if not self._answers:
+        answers = self._message.answers
+        if not answers:
             asyncio.get_running_loop().call_soon(self._send)
         if isinstance(result, KvmeshError):
-            answer = RouteAnswer(number=number, error=result.to_proto())
+            answers.add(number=number, error=result.to_proto())
         elif isinstance(result, Held):
-            answer = RouteAnswer(number=number, held=result)
+            answers.add(number=number, held=result)
         else:
-            answer = RouteAnswer(number=number, response=result)
+            answers.add(number=number, response=result)
             self._leases.add(result.lease.id)
-        self._answers.append(answer)
 
     def _send(self) -> None:
-        if not self._answers:
+        if not self._message.answers:
             return
-        message = RouteStreamResponse(answers=self._answers).SerializeToString()
-        self._answers.clear()
+        message = self._message.SerializeToString()
+        self._message.Clear()
         if not self._stream.send(message) and self._unread is None:
             self._unread = 0
         if self._unread is not None:
@@ -137,7 +136,7 @@ class RouteStream:
         self._end_when_answered()
 
     def _end_when_answered(self) -> None:
-        if self._half_closed and not self._waiting and not self._answers:
+        if self._half_closed and not self._waiting and not self._message.answers:
             self._stream.end()
 
     def _tell_later(self, number: int) -> None:

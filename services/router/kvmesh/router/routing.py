@@ -19,7 +19,7 @@ from kvmesh.common.discovery import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import Placed, Refused, Selector
 from kvmesh.router import placement
-from kvmesh.router.answers import placement_proto, refusal
+from kvmesh.router.answers import refusal, write_placement
 from kvmesh.router.counts import count_placed, count_shadows
 from kvmesh.router.decision_log import DecisionLogs
 from kvmesh.router.decisions import Decision, Decisions, cached_proto
@@ -68,6 +68,7 @@ class Routing:
         self._discovery = discovery
         self._feed = feed
         self._config = config
+        self._lease_ttl_ms = round(config.lease_ttl_s * 1000)
         self._random = random
         self._prefetches = prefetches
         self._metrics = metrics.router()
@@ -150,13 +151,15 @@ class Routing:
         except LookupError:
             raise placement.none_ready(workers, model.name, request.exclude_worker_ids) from None
         decision = Decision.of(request, model, placed)
-        return router_pb2.SelectResponse(
-            placement=placement_proto(model.info(placed.prefill), model.info(placed.decode), self._random),
+        response = router_pb2.SelectResponse(
             expected=router_pb2.Expectation(cached=cached_proto(placed.cached)),
             candidates=decision.candidates() if request.explain else (),
             policy=placed.policy,
             predicted_ttft_ms=placed.ttft_ms,
         )
+        prefill, decode = model.info(placed.prefill), model.info(placed.decode)
+        write_placement(response.placement, prefill, decode, self._random)
+        return response
 
     def configure(self, request: router_pb2.ConfigureRequest, by: str) -> Settings:
         """Change what holds for requests from now on, and say so; `by` is who asked.
@@ -228,13 +231,13 @@ class Routing:
         request = waiting.request
         decision = Decision.of(request, model, placed)
         self.decisions.add(decision)
-        cached = cached_proto(placed.cached)
-        response = router_pb2.RouteResponse(
-            placement=placement_proto(prefill, decode, self._random),
-            expected=router_pb2.Expectation(cached=cached),
-            lease=router_pb2.Lease(id=placed.lease, ttl_ms=round(self._config.lease_ttl_s * 1000)),
-            policy=placed.policy,
-        )
+        # Written in place: a message that is given to another is copied.
+        response = router_pb2.RouteResponse(policy=placed.policy)
+        write_placement(response.placement, prefill, decode, self._random)
+        cached = response.expected.cached
+        cached.device, cached.host, cached.nvme, cached.network = placed.cached
+        response.lease.id = placed.lease
+        response.lease.ttl_ms = self._lease_ttl_ms
         if request.explain:
             response.candidates.extend(decision.candidates())
         now = self.turns.now()

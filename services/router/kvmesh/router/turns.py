@@ -28,7 +28,9 @@ class Turns:
         # Of the turn under way: its time, and what ends it.
         self._turn_ms = 0.0
         self._turn: asyncio.Handle | None = None
+        # And what looks about next, at that time of the loop: uvloop's handles do not always know theirs.
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._started = False
 
     def start(self) -> None:
@@ -70,9 +72,10 @@ class Turns:
         loop = asyncio.get_running_loop()
         at = loop.time() + max(min([*delays, PERIOD_S]), 0.0)
         if self._timer is not None:
-            if loop.time() < self._timer.when() <= at:
+            if loop.time() < self._timer_at <= at:
                 return
             self._timer.cancel()
+        self._timer_at = at
         self._timer = loop.call_at(at, self._on_timer)
 
     def _end(self) -> None:

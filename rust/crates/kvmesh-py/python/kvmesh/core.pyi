@@ -47,6 +47,10 @@ def hash_tokens(tokens: _Tokens, page_size: int, namespace: bytes = b"") -> NDAr
     of another length, TypeError for tokens that are not integers.
     """
 
+def packed_field(field: int, tokens: _Tokens) -> bytes:
+    """A protobuf field `repeated uint32` of this number, packed: fit to be put behind a serialized message
+    without it. `tokens` as for `hash_tokens`; raises as that does."""
+
 class HashChain:
     """The hashes of a conversation that grows: each token is hashed once.
 
@@ -902,13 +906,17 @@ class Lease:
 StreamEvent: TypeAlias = tuple[str, int, Any]
 
 class Streams:
-    """Bidirectional gRPC streams of opaque messages, on a thread of their own. Nothing blocks but `close`."""
+    """Bidirectional gRPC streams of opaque messages, carried by the thread that calls `poll`.
+
+    Nothing blocks, and nothing moves but in `poll`: call it when `fileno` is readable, and soon after any
+    other call.
+    """
 
     def __new__(cls) -> Streams:
-        """Starts the thread. Raises OSError where there are no descriptors left."""
+        """Raises OSError where there are no descriptors left."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable while `poll` has something to return."""
+        """A descriptor that is readable while there is something for `poll`."""
 
     def secure(self, cert: bytes, key: bytes, ca: bytes, require_client: bool, server_name: str) -> None:
         """Connections made from now on, either way, are TLS with these certificates (PEM): of this process,
@@ -939,10 +947,11 @@ class Streams:
         """Cancel an opened stream; no event of it follows but those already waiting."""
 
     def poll(self) -> list[StreamEvent]:
-        """What has happened since the last call, in order."""
+        """Carry on with what can be done without waiting; what has happened since the last call, in order."""
 
     def close(self) -> None:
-        """Stop listening, drop every stream and end the thread; idempotent."""
+        """Stop listening and drop every stream; what was sent leaves as far as that needs no waiting.
+        Idempotent."""
 
 def simulate(words: list[str]) -> int:
     """Runs `kvmesh simulate` with these words and returns its exit status. It prints to the process'

@@ -1,8 +1,9 @@
-"""Streams of the data plane: gRPC, carried by a thread in Rust, handled by callbacks on the event loop.
+"""Streams of the data plane: gRPC, in Rust, on the event loop's own thread, handled by callbacks.
 
-A message through grpc's asyncio API costs wake-ups of its threads, which is most of its CPU; here it does not
-(`benchmarks/streams.py`). A stream's two ends are a `Stream`, to send by, and a `StreamHandler`, told what
-comes, as asyncio's transports and protocols are. Both ends may be met by any other gRPC library.
+A message through grpc's asyncio API costs wake-ups of its threads, which is most of its CPU; here it costs
+the loop's alone (`benchmarks/streams.py`). What a turn of the loop sends leaves at its end. A stream's two
+ends are a `Stream`, to send by, and a `StreamHandler`, told what comes, as asyncio's transports and protocols
+are. Both ends may be met by any other gRPC library.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class Stream:
 
     def send(self, message: bytes) -> bool:
         """False when the other end is behind: better send nothing until `on_writable`."""
-        return self._hub.streams.send(self.id, message)
+        return self._hub.send(self, message)
 
     def end(self) -> None:
         """Send no more. A served stream ends in order, an opened one waits for the other end."""
-        self._hub.streams.end(self.id)
+        self._hub.end(self)
 
     def fail(self, error: KvmeshError) -> None:
         """End a served stream with an error, after what was sent.
@@ -100,7 +101,11 @@ class StreamHub:
         self._idle.set()
         self._loop = asyncio.get_running_loop()
         # Outside of whatever request caused this: what comes belongs to no trace.
-        contextvars.Context().run(self._loop.add_reader, self.streams.fileno(), self._drain)
+        self._context = contextvars.Context()
+        # A look at the streams is due in this turn of the loop.
+        self._due: asyncio.Handle | None = None
+        self._closed = False
+        self._context.run(self._loop.add_reader, self.streams.fileno(), self._drain)
 
     def serve(self, host: str, port: int, methods: Mapping[str, Accept], others: str) -> int:
         """Serve `methods`, by path; other calls go to the gRPC server on the unix socket `others`.
@@ -108,7 +113,9 @@ class StreamHub:
         Returns the port. Raises OSError when it cannot listen there.
         """
         self._accept.update(methods)
-        return self.streams.listen(host, port, set(methods), others)
+        port = self.streams.listen(host, port, set(methods), others)
+        self._look_soon()
+        return port
 
     def open(self, address: str, method: str, handler: StreamHandler) -> Stream:
         """Open a stream of `method`, a path, to `host:port`, on a connection of its own."""
@@ -117,7 +124,16 @@ class StreamHub:
         stream = Stream(self, self.streams.open(address, method))
         stream.handler = handler
         self._add(stream)
+        self._look_soon()
         return stream
+
+    def send(self, stream: Stream, message: bytes) -> bool:
+        self._look_soon()
+        return self.streams.send(stream.id, message)
+
+    def end(self, stream: Stream) -> None:
+        self._look_soon()
+        self.streams.end(stream.id)
 
     async def drained(self, seconds: float) -> bool:
         """Wait until no stream is open, at most so long; whether that came true."""
@@ -129,16 +145,21 @@ class StreamHub:
         return True
 
     def forget(self, stream: Stream) -> None:
+        self._look_soon()
         self._remove(stream)
         self.streams.cancel(stream.id)
 
     def fail(self, stream: Stream, error: KvmeshError) -> None:
         details = [(ERROR_METADATA_KEY, error.to_proto().SerializeToString())]
+        self._look_soon()
         self.streams.fail(stream.id, error.spec.grpc.value[0], error.message, details)
         self._close(stream, error)
 
     def close(self) -> None:
         """Cut all streams, telling their handlers, and stop listening. Idempotent."""
+        self._closed = True
+        if self._due is not None:
+            self._due.cancel()
         self._loop.remove_reader(self.streams.fileno())
         self.streams.close()
         gone = KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the stream was cut")
@@ -152,6 +173,14 @@ class StreamHub:
         except OSError as error:
             # OpenSSL takes files that rustls does not.
             raise invalid(f"cannot use the certificate {self._tls.config.cert}: {error}") from None
+
+    def _look_soon(self) -> None:
+        if self._due is None and not self._closed:
+            self._due = self._loop.call_soon(self._look, context=self._context)
+
+    def _look(self) -> None:
+        self._due = None
+        self._drain()
 
     def _drain(self) -> None:
         for kind, stream_id, content in self.streams.poll():
@@ -193,6 +222,7 @@ class StreamHub:
             if stream.served is not None:
                 self.fail(stream, error)
             else:
+                self._look_soon()
                 self.streams.cancel(stream.id)
                 self._close(stream, error)
         except Exception:

@@ -41,7 +41,7 @@ def read_request(message: engine_pb2.EngineRequest) -> EngineRequest:
         bootstrap = Bootstrap(meeting.host, meeting.port, meeting.room)
     return EngineRequest(
         request_id=message.request_id,
-        token_ids=list(message.token_ids),
+        token_ids=message.token_ids[:],
         sampling=read_sampling(message.sampling),
         bootstrap=bootstrap,
         cache_salt=message.cache_salt,

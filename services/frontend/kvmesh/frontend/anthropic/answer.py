@@ -37,13 +37,16 @@ class MessageResponse(Response):
         self._request_id = answers.call.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with renamed(NAMES), self._answers as answers:
-            async with ClientWatch(receive) as watch:
-                with telemetry.span("generate", request_id=self._request_id):
-                    async with aclosing(answers.deltas()) as deltas:
-                        first = await anext(deltas)
-                        send_all = self._send_stream if self._body.stream else self._send_whole
-                        await send_all(first, deltas, send)
+        with (
+            renamed(NAMES),
+            self._answers as answers,
+            ClientWatch(scope) as watch,
+            telemetry.span("generate", request_id=self._request_id),
+        ):
+            async with aclosing(answers.deltas()) as deltas:
+                first = await anext(deltas)
+                send_all = self._send_stream if self._body.stream else self._send_whole
+                await send_all(first, deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
             tokens = sum(session.output_tokens for session in self._answers.sessions)

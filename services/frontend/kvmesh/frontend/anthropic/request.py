@@ -132,7 +132,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: List[Annotated[str, Field(min_length=1)]] | None = Field(default=None, max_length=16)
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
-    kvmesh: KvmeshOptions = KvmeshOptions()
+    kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
 
     def _chat_fields(self) -> dict[str, Any]:
         return {

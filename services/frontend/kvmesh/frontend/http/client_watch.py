@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
-from starlette.types import Receive
+from starlette.types import Scope
+
+
+class Connection(Protocol):
+    """A request's connection, in its scope's state as `connection`."""
+
+    def when_lost(self, callback: Callable[[], object] | None) -> None:
+        """Call it, soon, once the client has left and the answer is not complete; None: do not."""
+        ...
+
+    def has_body(self) -> bool:
+        """Whether the request's body has come whole."""
+        ...
 
 
 class ClientWatch:
-    """`async with` around the work of a request whose body has been read.
+    """`with` around the work of a request whose body has been read, in the task that does it.
 
     When the client leaves, the block is cancelled, `gone` is true, and execution goes on after the block.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, scope: Scope) -> None:
+        self._connection: Connection = scope["state"]["connection"]
         self.gone = False
 
-    async def __aenter__(self) -> ClientWatch:
+    def __enter__(self) -> ClientWatch:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watch = asyncio.create_task(self._wait())
+        self._connection.when_lost(self._on_lost)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        self._watch.cancel()
+        self._connection.when_lost(None)
         if not self.gone:
             return False
         # Ours, unless somebody else wants the task cancelled, too.
         others = self._task.uncancel()
         return kind is asyncio.CancelledError and not others
 
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _on_lost(self) -> None:
         self.gone = True
         self._task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable
+from functools import cache
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +31,11 @@ class Edge:
         """`endpoints`: the paths metrics know by name; all others are one."""
         self._app = app
         self._endpoints = endpoints
-        self._metrics = metrics.frontend()
+        measured = metrics.frontend()
+        # To find a label's metric costs more than to count.
+        self._in_flight = cache(measured.in_flight.labels)
+        self._requests = cache(measured.requests.labels)
+        self._duration = cache(measured.duration.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +56,7 @@ class Edge:
             return send(message)
 
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
-        in_flight = self._metrics.in_flight.labels(endpoint)
+        in_flight = self._in_flight(endpoint)
         begun = time.perf_counter()
         in_flight.inc()
         try:
@@ -70,5 +75,5 @@ class Edge:
                     await failure(scope, error)(scope, receive, send_with_id)
         finally:
             in_flight.dec()
-            self._metrics.requests.labels(endpoint, status).inc()
-            self._metrics.duration.labels(endpoint).observe(time.perf_counter() - begun)
+            self._requests(endpoint, status).inc()
+            self._duration(endpoint).observe(time.perf_counter() - begun)

@@ -6,6 +6,7 @@ httptools collects a header until it is whole, however long it gets, and uvicorn
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -39,6 +40,23 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._on_lost: Callable[[], object] | None = None
+
+    # What a request's endpoint may ask (`client_watch.Connection`).
+
+    def when_lost(self, callback: Callable[[], object] | None) -> None:
+        self._on_lost = callback
+        if callback is not None and self.cycle.disconnected:
+            self.loop.call_soon(self._tell_lost)
+
+    def has_body(self) -> bool:
+        return not self.cycle.more_body
+
+    def _tell_lost(self) -> None:
+        if self._on_lost is not None:
+            self._on_lost()
+
+    # What the transport and the parser call.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,6 +65,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.disconnected:
+            self._tell_lost()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -54,13 +74,15 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self._max_header_bytes:
                 self._refuse(self._too_large())
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(self._header_timeout_s, self._on_timeout)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
         self._stop_timer()
-        self._head_timer = self.loop.call_later(self._header_timeout_s, self._on_timeout)
+        self.scope["state"]["connection"] = self  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -1,14 +1,15 @@
 """Tells the routers how their leases fare, many in one report.
 
-A live lease is reported again and again, whether it moved or not, so a long request never expires; its
-end is reported at once. A lease is reported to the router that gave it out; where that one is lost, to
-another replica from then on. Reports that cannot be delivered are dropped: what they would have freed, the
-router reclaims by itself.
+A live lease is reported once a second, whether it moved or not, so a long request never expires; its first
+token and its end are reported at once. A lease is reported to the router that gave it out; where that one is
+lost, to another replica from then on. Reports that cannot be delivered are dropped: what they would have
+freed, the router reclaims by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 
 from kvmesh.frontend.mesh.router_link import RouterLink
 from kvmesh.frontend.mesh.routers import Routers
@@ -89,6 +90,11 @@ class Leases:
         self._live: dict[int, HeldLease] = {}
         self._due: dict[int, HeldLease] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # Kept beside it: uvloop's handles of times past do not know theirs.
+        self._timer_at = 0.0
+        # Between renewals, as the shortest of the live leases asks for; and when the next is due.
+        self._renew_s = _RENEW_S
+        self._renew_at = math.inf
 
     def __len__(self) -> int:
         return len(self._live)
@@ -96,13 +102,16 @@ class Leases:
     def hold(self, lease: Lease, router: RouterLink) -> HeldLease:
         """`router` gave it out."""
         held = HeldLease(self, lease, router)
+        if not self._live:
+            self._renew_s, self._renew_at = _RENEW_S, math.inf
         self._live[held.id] = held
-        self._wake_in(self._renew_s())
+        self._renew_s = min(self._renew_s, held.ttl_s / 4)
+        self._renew_in(self._renew_s)
         return held
 
     def report_soon(self, lease: HeldLease) -> None:
         self._due[lease.id] = lease
-        self._wake_in(_SOON_S)
+        self._wake_at(asyncio.get_running_loop().time() + _SOON_S)
 
     def drop(self, lease: HeldLease) -> None:
         self._live.pop(lease.id, None)
@@ -112,33 +121,36 @@ class Leases:
         """End all leases and report what is due."""
         for lease in list(self._live.values()):
             lease.end()
-        self._report()
+        self._report(self._due)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _renew_s(self) -> float:
-        return min(_RENEW_S, *(lease.ttl_s / 4 for lease in self._live.values()), _RENEW_S)
+    def _renew_in(self, delay: float) -> None:
+        self._renew_at = min(self._renew_at, asyncio.get_running_loop().time() + delay)
+        self._wake_at(self._renew_at)
 
-    def _wake_in(self, delay: float) -> None:
+    def _wake_at(self, at: float) -> None:
         loop = asyncio.get_running_loop()
-        at = loop.time() + delay
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
+        self._timer_at = at
         self._timer = loop.call_at(at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._report()
+        if asyncio.get_running_loop().time() < self._renew_at:
+            self._report(self._due)
+        else:
+            self._report({**self._live, **self._due})
+            self._renew_at = math.inf
         if self._live:
-            self._wake_in(self._renew_s())
+            self._renew_in(self._renew_s)
 
-    def _report(self) -> None:
-        """All that are live, and those that have ended."""
-        due = {**self._live, **self._due}
-        self._due.clear()
+    def _report(self, due: dict[int, HeldLease]) -> None:
+        self._due = {}
         by_router: dict[RouterLink, list[LeaseReport]] = {}
         for lease in due.values():
             lease.router = self._routers.reachable(lease.router)
@@ -149,4 +161,4 @@ class Leases:
     def _on_lost(self, router: RouterLink) -> None:
         """Its replicas end its leases, unless they hear soon that these are in use."""
         if any(lease.router is router for lease in self._live.values()):
-            self._wake_in(_SOON_S)
+            self._renew_in(_SOON_S)

@@ -22,6 +22,9 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
 
+# Protobuf's wire type of a message within a message.
+_DELIMITED = 2
+
 
 class StepSink(Protocol):
     """Who started a request on a link. Both are called on the event loop and must not block or raise."""
@@ -49,6 +52,7 @@ class Link:
         self._error: KvmeshError | None = None
         self._on_closed: Callable[[], object] | None = None
         self._command: Any = PrefillRequest if prefill else GenerateRequest
+        self._start = _varint(self._command.START_FIELD_NUMBER << 3 | _DELIMITED)
         self._response: Any = PrefillResponse if prefill else GenerateResponse
         method = "/kvmesh.v1.PrefillService/Prefill" if prefill else "/kvmesh.v1.DecodeService/Generate"
         self._stream = hub.open(address, method, self)
@@ -64,19 +68,25 @@ class Link:
     def when_closed(self, callback: Callable[[], object]) -> None:
         self._on_closed = callback
 
-    def start(self, request: EngineRequest, sink: StepSink) -> int:
-        """Send a request; sets and returns its id, fresh on this link. The link must not be closed."""
+    def start(self, request: EngineRequest, prompt: bytes, sink: StepSink) -> int:
+        """Send a request; sets and returns its id, fresh on this link. The link must not be closed.
+
+        `prompt` is the request's serialized field of token ids, which `request` lacks.
+        """
         assert self._error is None, "started on a closed link"
         self._next_id += 1
         request.id = self._next_id
         self._sinks[request.id] = sink
-        self._send(self._command(start=request))
+        # As `command(start=request)` is serialized, which would copy the prompt twice.
+        started = request.SerializeToString() + prompt
+        self._stream.send(self._start + _varint(len(started)) + started)
         return request.id
 
     def cancel(self, request_id: int) -> None:
         """End a request; its sink hears no more of it. Unknown and finished ones are ignored."""
         if self._sinks.pop(request_id, None) is not None and self._error is None:
-            self._send(self._command(cancel=CancelRequest(id=request_id)))
+            command = self._command(cancel=CancelRequest(id=request_id))
+            self._stream.send(command.SerializeToString())
 
     def close(self) -> None:
         """End the stream, and with it every request on it. Idempotent."""
@@ -108,9 +118,6 @@ class Link:
             error = self._lost(error.message)
         self._fail(error)
 
-    def _send(self, command: Any) -> None:
-        self._stream.send(command.SerializeToString())
-
     def _fail(self, error: KvmeshError) -> None:
         self._error = error
         sinks, self._sinks = self._sinks, {}
@@ -123,3 +130,13 @@ class Link:
 
     def _lost(self, why: str) -> KvmeshError:
         return KvmeshError(ErrorCode.ERROR_CODE_WORKER_LOST, f"worker {self.worker_id} was lost: {why}")
+
+
+def _varint(value: int) -> bytes:
+    """As protobuf writes an integer."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

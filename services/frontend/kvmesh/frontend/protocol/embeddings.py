@@ -25,7 +25,7 @@ class EmbeddingRequest(Body):
     dimensions: int | None = Field(default=None, ge=1)
     """numbers wanted of each vector: its first ones, made length 1 again"""
     user: str | None = None
-    kvmesh: KvmeshOptions = KvmeshOptions()
+    kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
 
     def inputs(self) -> list[str | list[int]]:
         """Each text or token ids. Raises KvmeshError where one is empty, or there are too many."""

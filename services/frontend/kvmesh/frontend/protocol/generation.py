@@ -58,7 +58,7 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
     prompt_cache_key: str | None = None
     user: str | None = None
     safety_identifier: UserId | None = None
-    kvmesh: KvmeshOptions = KvmeshOptions()
+    kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
 
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -35,8 +35,9 @@ class EventsResponse(Response):
         self._ignored = ignored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with ClientWatch(receive) as watch, aclosing(self._events) as events:
-            await self._send(events, send)
+        with ClientWatch(scope) as watch:
+            async with aclosing(self._events) as events:
+                await self._send(events, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
             log.info("client left", request_id=scope["state"]["request_id"])
@@ -64,7 +65,7 @@ class WholeResponse(Response):
         self._ignored = ignored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with ClientWatch(receive) as watch:
+        with ClientWatch(scope) as watch:
             content = orjson.dumps(await self._result)
             headers = [
                 (b"content-type", b"application/json"),

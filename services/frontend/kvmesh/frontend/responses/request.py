@@ -172,7 +172,7 @@ class ResponsesRequest(InputTokensRequest):
     safety_identifier: UserId | None = None
     max_tool_calls: int | None = Field(default=None, ge=1)
     """of built-in tools, of which there are none"""
-    kvmesh: KvmeshOptions = KvmeshOptions()
+    kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
 
     def stored(self) -> bool:
         return self.store is not False

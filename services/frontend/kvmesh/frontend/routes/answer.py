@@ -58,11 +58,9 @@ class AnswerResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self._answers
         request_id = answers.call.request_id
-        with answers:
-            async with ClientWatch(receive) as watch:
-                with telemetry.span("generate", request_id=request_id):
-                    async with aclosing(answers.deltas()) as deltas:
-                        await (self._send_stream if self._stream else self._send_whole)(deltas, send)
+        with answers, ClientWatch(scope) as watch, telemetry.span("generate", request_id=request_id):
+            async with aclosing(answers.deltas()) as deltas:
+                await (self._send_stream if self._stream else self._send_whole)(deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
             tokens = sum(session.output_tokens for session in answers.sessions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -13,6 +13,8 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises KvmeshError: PAYLOAD_TOO_LARGE once it is known to exceed `limit` bytes,
     REQUEST_TIMEOUT when it is not whole in time (`frontend.body_timeout_s`)."""
+    if request.state.connection.has_body():
+        return await _read(request, limit)
     seconds = request.app.state.gateway.config.body_timeout_s
     try:
         async with asyncio.timeout(seconds):
@@ -29,15 +31,16 @@ async def _read(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
     parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-    except ClientDisconnect:
-        raise KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the client left while sending") from None
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise KvmeshError(ErrorCode.ERROR_CODE_CANCELLED, "the client left while sending")
+        size += len(message["body"])
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(message["body"])
+        more = message["more_body"]
     return b"".join(parts)
 
 

@@ -33,9 +33,8 @@ async def create_embeddings(request: Request) -> Response:
     body, ignored = parse(EmbeddingRequest, await read_body(request, gateway.config.max_body_bytes))
     request_id = request.state.request_id
     vectors: Vectors | None = None
-    async with ClientWatch(request.receive):
-        with telemetry.span("embed", request_id=request_id):
-            vectors = await embed(gateway, body, request_id, received=received)
+    with ClientWatch(request.scope), telemetry.span("embed", request_id=request_id):
+        vectors = await embed(gateway, body, request_id, received=received)
     if vectors is None:
         metrics.frontend().disconnects.inc()
         log.info("client left", request_id=request_id, output_tokens=0)

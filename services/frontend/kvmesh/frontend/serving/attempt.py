@@ -63,8 +63,8 @@ class Attempt:
         self._grace: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def start(self, request: EngineRequest, generate: Link, prefill: Link | None) -> None:
-        """Hand the request to one aggregated worker, or to both halves."""
+    def start(self, request: EngineRequest, prompt: bytes, generate: Link, prefill: Link | None) -> None:
+        """Hand the request to one aggregated worker, or to both halves; `prompt` is as for `Link.start`."""
         self._link = generate
         if prefill is not None:
             other = EngineRequest()
@@ -72,8 +72,8 @@ class Attempt:
             self._prefill = _PrefillHalf(self, prefill)
             # They come from the other half, perhaps later than the first token.
             self._awaits_prompt = request.sampling.prompt_logprobs
-            self._prefill.start(other)
-        self._id = generate.start(request, self)
+            self._prefill.start(other, prompt)
+        self._id = generate.start(request, prompt, self)
 
     @property
     def begun(self) -> bool:
@@ -198,8 +198,8 @@ class _PrefillHalf:
         self.cached = CachedTokens()
         self.timing = EngineTiming()
 
-    def start(self, request: EngineRequest) -> None:
-        self._id = self._link.start(request, self)
+    def start(self, request: EngineRequest, prompt: bytes) -> None:
+        self._id = self._link.start(request, prompt, self)
 
     def cancel(self) -> None:
         if not self.over:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
-from collections.abc import Collection, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.engine_pb2 import SamplingParams
 from kvmesh.v1.errors_pb2 import ErrorCode
+
+# A token id in an array.
+TOKEN = "I"
 
 
 @dataclass(slots=True)
@@ -20,7 +26,8 @@ class Call:
 
     request_id: str
     model: Model
-    token_ids: Sequence[int]
+    # Of type `TOKEN`: they are checked, hashed and sent as a whole.
+    token_ids: array[int]
     # `max_new_tokens` is set.
     sampling: SamplingParams
     # Seconds, of `time.monotonic`.
@@ -40,7 +47,7 @@ class Call:
 
 
 def new_request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 def check_generates(model: Model) -> None:
@@ -64,7 +71,7 @@ def check_embeds(model: Model) -> None:
         )
 
 
-def check_prompt(model: Model, token_ids: Sequence[int], param: str) -> None:
+def check_prompt(model: Model, token_ids: array[int], param: str) -> None:
     """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
     if not token_ids:
         raise invalid(f"{param} must not be empty", param)
@@ -79,7 +86,7 @@ def check_prompt(model: Model, token_ids: Sequence[int], param: str) -> None:
         )
 
 
-def _check_whole(model: Model, token_ids: Sequence[int], param: str) -> None:
+def _check_whole(model: Model, token_ids: array[int], param: str) -> None:
     """A prompt that is all there is: it may fill the context."""
     if len(token_ids) > model.info.context_length:
         raise KvmeshError(
@@ -93,7 +100,17 @@ def _check_whole(model: Model, token_ids: Sequence[int], param: str) -> None:
 def check_ids(model: Model, token_ids: Collection[int], param: str) -> None:
     """Raise KvmeshError unless all ids, which clients chose, are in the vocabulary."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < model.info.vocab_size:
-        raise invalid(f"{param} must hold token ids from 0 to {model.info.vocab_size - 1}", param)
+        raise _outside(model, param)
+
+
+def check_prompt_ids(model: Model, token_ids: array[int], param: str) -> None:
+    """`check_ids` for a prompt, which may be long and is not empty."""
+    if np.frombuffer(token_ids, np.uint32).max() >= model.info.vocab_size:
+        raise _outside(model, param)
+
+
+def _outside(model: Model, param: str) -> KvmeshError:
+    return invalid(f"{param} must hold token ids from 0 to {model.info.vocab_size - 1}", param)
 
 
 def bound_output(model: Model, prompt_tokens: int, sampling: SamplingParams, default: int | None) -> None:

@@ -9,11 +9,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvmesh.frontend.serving.call import Call
+from kvmesh.frontend.serving.call import TOKEN, Call
 from kvmesh.v1.engine_pb2 import SamplingParams
-
-# An output token's id.
-_TOKEN = "I"
 
 
 class Continuation:
@@ -21,7 +18,7 @@ class Continuation:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._output = array(_TOKEN)
+        self._output = array(TOKEN)
         # Whether another engine would go on as the first one.
         self.possible = _is_possible(call.sampling)
 
@@ -41,7 +38,7 @@ class Continuation:
         if sampling.HasField("min_new_tokens"):
             sampling.min_new_tokens = max(0, sampling.min_new_tokens - done)
         sampling.ClearField("prompt_logprobs")
-        return replace(call, token_ids=[*call.token_ids, *self._output], sampling=sampling)
+        return replace(call, token_ids=call.token_ids + self._output, sampling=sampling)
 
 
 def _is_possible(sampling: SamplingParams) -> bool:

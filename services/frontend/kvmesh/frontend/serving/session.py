@@ -9,6 +9,7 @@ import structlog
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
+from kvmesh.core import packed_field
 from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.serving.attempt import Attempt, Output
 from kvmesh.frontend.serving.call import Call
@@ -241,16 +242,17 @@ class Session:
         split = placement.HasField("prefill")
         attempt.start(
             self._engine_request(call, attempt),
+            packed_field(EngineRequest.TOKEN_IDS_FIELD_NUMBER, call.token_ids),
             self._mesh.link(placement.decode, prefill=False),
             self._mesh.link(placement.prefill, prefill=True) if split else None,
         )
         return attempt
 
     def _engine_request(self, call: Call, attempt: Attempt) -> EngineRequest:
+        """Without the prompt."""
         placement = attempt.routed.placement
         return EngineRequest(
             request_id=call.request_id,
-            token_ids=call.token_ids,
             sampling=call.sampling,
             bootstrap=placement.bootstrap if placement.HasField("bootstrap") else None,
             priority=call.priority,
@@ -272,8 +274,9 @@ class Session:
         self._metrics.isl.observe(len(self.call.token_ids))
         self._metrics.osl.observe(self.output_tokens)
         cached = self.attempt.cached
-        for tier in ("device", "host", "nvme", "network"):
-            self._metrics.cached_tokens.labels(tier).inc(getattr(cached, tier))
+        for tier, counter in self._metrics.cached_by_tier.items():
+            if tokens := getattr(cached, tier):
+                counter.inc(tokens)
 
     def _settle(self, charge: Charge) -> None:
         cached = 0

@@ -12,6 +12,7 @@ import base64
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 
 import orjson
 import structlog
@@ -70,7 +71,15 @@ class UsageRecorder:
         # Not written as they are now.
         self._dirty: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self._metrics = metrics.tenants()
+        measured = metrics.tenants()
+        families = (
+            measured.requests,
+            measured.prompt_tokens,
+            measured.cached_tokens,
+            measured.output_tokens,
+        )
+        # To find them costs more than to count.
+        self._counters = cache(lambda *labels: [family.labels(*labels) for family in families])
 
     def start(self) -> None:
         if self._bus is not None:
@@ -84,10 +93,11 @@ class UsageRecorder:
             await self._write()
 
     def count(self, tenant: str, model: str, used: Used) -> None:
-        self._metrics.requests.labels(tenant, model).inc(used.requests)
-        self._metrics.prompt_tokens.labels(tenant, model).inc(used.prompt_tokens)
-        self._metrics.cached_tokens.labels(tenant, model).inc(used.cached_tokens)
-        self._metrics.output_tokens.labels(tenant, model).inc(used.output_tokens)
+        requests, prompt, cached, output = self._counters(tenant, model)
+        requests.inc(used.requests)
+        prompt.inc(used.prompt_tokens)
+        cached.inc(used.cached_tokens)
+        output.inc(used.output_tokens)
         if self._bus is None:
             return
         name = key_of(self._clock(), tenant, model, self._process)
@@ -126,7 +136,12 @@ class UsageRecorder:
 
 
 def key_of(now: float, tenant: str, model: str, process: str) -> str:
-    return f"{hour_text(now)}.{_encode(tenant)}.{_encode(model)}.{process}"
+    return _key_in(now // _HOUR_S, tenant, model, process)
+
+
+@lru_cache(1_024)
+def _key_in(hour: float, tenant: str, model: str, process: str) -> str:
+    return f"{hour_text(hour * _HOUR_S)}.{_encode(tenant)}.{_encode(model)}.{process}"
 
 
 def hour_text(now: float) -> str:
