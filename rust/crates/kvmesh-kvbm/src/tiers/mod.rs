@@ -12,6 +12,7 @@ mod contents;
 mod entry;
 mod host;
 mod host_below;
+mod kept;
 mod noop;
 mod nvme;
 mod object;
