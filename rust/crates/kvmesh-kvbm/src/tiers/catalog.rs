@@ -352,6 +352,7 @@ impl Catalog {
             used: at.tick,
             id: BlockId(0),
             parked: None,
+            came_from: None,
         };
         // First, so that room is not made by evicting the very block this one follows.
         self.follow(&block);

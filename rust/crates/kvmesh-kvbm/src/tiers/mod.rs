@@ -67,6 +67,15 @@ pub struct Held {
     pub digest: Digest,
 }
 
+/// Of blocks that an engine reads, those that came up from a lower tier and that none has read since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Origins {
+    /// From the disk.
+    pub nvme: u32,
+    /// From other nodes, or from object storage.
+    pub network: u32,
+}
+
 /// What became of the wish to store a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
