@@ -16,6 +16,8 @@ from fixtures.nats import NatsServer
 from fixtures.waiting import eventually
 from kvmesh.common.config import load_config
 from kvmesh.engine.contract import Role
+from kvmesh.engine.model import resolve_model
+from kvmesh.engine.registry import make_engine
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(400)]
 
@@ -26,10 +28,18 @@ async def started(store: Kvbm) -> Running:
     """An engine beside a store."""
     config: dict[str, Any] = {
         "model": {"dtype": "float32"},
-        "kvbm": {"socket": store.socket},
         "engine": {"kind": "sglang", "args": {"max_total_tokens": 8192, **SHALLOW}},
     }
-    return await Running.start(load_config(overrides=config), Role.AGGREGATED)
+    loaded = load_config(overrides=config)
+    engine = make_engine(
+        loaded,
+        Role.AGGREGATED,
+        model_path=resolve_model(loaded).path,
+        worker_id="aggregated-0",
+        bootstrap_host="127.0.0.1",
+        kvbm_socket=store.socket,
+    )
+    return Running(engine, await engine.start())
 
 
 def stored(store: Kvbm) -> int:
@@ -57,7 +67,7 @@ async def test_a_prompt_that_another_node_has_computed_is_not_computed_again(
             outputs = await first.run(request(prompt))
             check_outputs(outputs)
             text = tokens_of(outputs)
-            await eventually(lambda: stored(stores[0]) >= PAGES, 30)
+            await eventually(lambda: stored(stores[0]) >= PAGES, 30, "the prompt to be offloaded")
         finally:
             await first.close()
         second = await started(stores[1])

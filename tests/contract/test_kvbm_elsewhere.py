@@ -54,6 +54,7 @@ class Node:
 
     async def idle(self) -> None:
         """No slot is in use, and nothing is lent."""
+        stats = None
         for _ in range(1000):
             stats = await self.stats()
             if stats.tiers[0].blocks_in_use == 0 and stats.network.lent == 0:

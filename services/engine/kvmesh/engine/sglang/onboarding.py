@@ -21,7 +21,7 @@ class Onboarding:
         # The request of the last look-up, if more of its blocks are being brought to the node.
         self.coming: str | None = None
         # Tokens of the last load by the tier they came up from: nvme, network.
-        self.origins = (0, 0)
+        self.origins: tuple[int, int] = (0, 0)
 
     @property
     def per_block_s(self) -> float:
