@@ -39,13 +39,15 @@ async def started(store: Kvbm) -> Running:
         bootstrap_host="127.0.0.1",
         kvbm_socket=store.socket,
     )
-    return Running(engine, await engine.start())
+    running = Running(engine, await engine.start())
+    await eventually(lambda: figure(store, "engines") == 1, 30, "the engine to find its store")
+    return running
 
 
-def stored(store: Kvbm) -> int:
-    """Blocks in a store's memory."""
+def figure(store: Kvbm, name: str) -> int:
+    """One of a store's metrics."""
     text = httpx.get(f"http://127.0.0.1:{store.metrics_port}/metrics").text
-    (line,) = [line for line in text.splitlines() if line.startswith('kvmesh_kvbm_blocks{tier="host"}')]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"kvmesh_kvbm_{name} ")]
     return int(float(line.split()[-1]))
 
 
@@ -67,7 +69,9 @@ async def test_a_prompt_that_another_node_has_computed_is_not_computed_again(
             outputs = await first.run(request(prompt))
             check_outputs(outputs)
             text = tokens_of(outputs)
-            await eventually(lambda: stored(stores[0]) >= PAGES, 30, "the prompt to be offloaded")
+            await eventually(
+                lambda: figure(stores[0], 'blocks{tier="host"}') >= PAGES, 30, "the prompt to be offloaded"
+            )
         finally:
             await first.close()
         second = await started(stores[1])

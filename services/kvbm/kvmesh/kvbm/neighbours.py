@@ -45,8 +45,8 @@ class _Neighbour:
 class Neighbours:
     """Follows the stores of all other nodes. Belongs to one event loop.
 
-    What it knows is a guess: where a block is not there any more, only time is lost. A store is read whole when
-    batches of it were missed; nothing is repaired.
+    What it knows is a guess: where a block is not there any more, only time is lost. A store is read whole
+    when batches of it were missed; nothing is repaired.
     """
 
     def __init__(self, bus: Bus, channels: Channels, own_id: str) -> None:
