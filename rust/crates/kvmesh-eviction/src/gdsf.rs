@@ -5,6 +5,7 @@
 //! past eviction, which does better on prefix chains than counting anew.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 use crate::ghosts::Ghosts;
 use crate::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
@@ -16,7 +17,8 @@ const LEAST_MEMORY: usize = 16_384;
 #[derive(Debug, Clone)]
 struct Block {
     key: Key,
-    uses: u32,
+    /// Not zero, so that no block takes no more room than one.
+    uses: NonZeroU32,
     priority: u64,
     used: Tick,
 }
@@ -27,7 +29,7 @@ pub struct Gdsf {
     blocks: Vec<Option<Block>>,
     len: usize,
     offered: BTreeSet<(u64, Tick, BlockId)>,
-    ghosts: Ghosts<u32>,
+    ghosts: Ghosts<NonZeroU32>,
     /// The priority of the last victim.
     floor: u64,
 }
@@ -41,18 +43,21 @@ impl Gdsf {
 
 impl EvictionPolicy for Gdsf {
     fn used(&mut self, block: BlockId, at: &Use) {
-        let known = entry(&mut self.blocks, block).get_or_insert_with(|| {
-            self.len += 1;
-            Block {
-                key: at.key,
-                uses: self.ghosts.take(at.key).unwrap_or(0),
-                priority: 0,
-                used: 0,
+        let place = entry(&mut self.blocks, block);
+        let uses = match place {
+            Some(known) => known.uses.saturating_add(1),
+            None => {
+                self.len += 1;
+                let before = self.ghosts.take(at.key);
+                before.map_or(NonZeroU32::MIN, |uses| uses.saturating_add(1))
             }
+        };
+        *place = Some(Block {
+            key: at.key,
+            uses,
+            priority: self.floor + u64::from(uses.get()),
+            used: at.tick,
         });
-        known.uses = known.uses.saturating_add(1);
-        known.priority = self.floor + u64::from(known.uses);
-        known.used = at.tick;
     }
 
     fn admits(&mut self, _: &Use) -> bool {

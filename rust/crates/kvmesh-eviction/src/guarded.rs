@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use crate::{BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Lru, PrefixCache, Tick, Use, entry};
+use crate::{
+    BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Link, Lru, PrefixCache, Tick, Use, entry,
+};
 
 /// Scores are halved after so many uses for each block in the cache, and at least.
 const HALF_LIFE: f64 = 4.0;
@@ -33,19 +35,19 @@ struct Expert {
 #[derive(Debug, Clone)]
 struct Node {
     key: Key,
-    parent: Option<BlockId>,
+    parent: Link,
     /// Nodes that name it as their parent, and caches that hold it.
     references: u32,
     used: Tick,
     /// In the real cache.
-    real: Option<BlockId>,
+    real: Link,
 }
 
 /// A block of the real cache.
 #[derive(Debug, Default, Clone)]
 struct Real {
     /// None: nobody else holds it, or another real block has the same name.
-    node: Option<BlockId>,
+    node: Link,
     present: bool,
     offered: bool,
     used: Tick,
@@ -110,7 +112,7 @@ impl Guarded {
             return Some(node);
         }
         known.used = at.tick;
-        let parent = known.parent;
+        let parent = known.parent.get();
         if self.tick != at.tick {
             self.tick = at.tick;
             self.compare();
@@ -148,10 +150,10 @@ impl Guarded {
         }
         let new = Node {
             key: at.key,
-            parent,
+            parent: parent.into(),
             references: 0,
             used: 0,
-            real: None,
+            real: Link::NONE,
         };
         let node = match self.vacant.pop() {
             Some(node) => {
@@ -174,7 +176,7 @@ impl Guarded {
         if known.references == 0 {
             self.ids.remove(&known.key);
             self.vacant.push(node);
-            if let Some(parent) = known.parent {
+            if let Some(parent) = known.parent.get() {
                 self.release(parent);
             }
         }
@@ -191,7 +193,7 @@ impl Guarded {
     /// Puts a real block to those kept or spared, after a change of an expert's cache.
     fn sort(&mut self, expert: usize, node: BlockId) {
         if expert == self.leader
-            && let Some(block) = self.nodes[node.at()].real
+            && let Some(block) = self.nodes[node.at()].real.get()
             && self.real[block.at()].offered
         {
             self.withdraw(block);
@@ -261,10 +263,10 @@ impl EvictionPolicy for Guarded {
         real.present = true;
         self.len += 1;
         let known = node.map(|node| &mut self.nodes[node.at()]);
-        if let Some(known) = known.filter(|known| known.real.is_none()) {
-            known.real = Some(block);
+        if let Some(known) = known.filter(|known| known.real == Link::NONE) {
+            known.real = Some(block).into();
             known.references += 1;
-            real.node = node;
+            real.node = node.into();
         }
         if self.len > self.capacity {
             self.limit(self.len);
@@ -283,7 +285,7 @@ impl EvictionPolicy for Guarded {
         let real = &mut self.real[block.at()];
         real.offered = true;
         let place = (real.used, block);
-        let node = real.node;
+        let node = real.node.get();
         if self.keeps(node) {
             self.kept.insert(place);
         } else {
@@ -304,10 +306,10 @@ impl EvictionPolicy for Guarded {
     fn removed(&mut self, block: BlockId, for_room: bool) {
         let real = std::mem::take(&mut self.real[block.at()]);
         self.len -= 1;
-        let Some(node) = real.node else {
+        let Some(node) = real.node.get() else {
             return;
         };
-        self.nodes[node.at()].real = None;
+        self.nodes[node.at()].real = Link::NONE;
         if !for_room {
             // Dropped for another reason than room: the experts would have lost it, too.
             for expert in 0..self.experts.len() {
@@ -326,7 +328,7 @@ impl EvictionPolicy for Guarded {
     }
 
     fn chance(&self, block: BlockId, key: Key) -> Option<f64> {
-        let node = self.real.get(block.at())?.node;
+        let node = self.real.get(block.at())?.node.get();
         let of_index = node.unwrap_or(BlockId(u32::MAX));
         self.experts[CLASS_INDEX].cache.chance(of_index, key)
     }

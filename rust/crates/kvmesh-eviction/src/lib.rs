@@ -44,6 +44,31 @@ impl BlockId {
     }
 }
 
+/// A block's number or none, in half the room of an option: what is kept of a block is read at random, and every cache
+/// line counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link(u32);
+
+impl Link {
+    const NONE: Self = Self(u32::MAX);
+
+    fn get(self) -> Option<BlockId> {
+        (self != Self::NONE).then_some(BlockId(self.0))
+    }
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl From<Option<BlockId>> for Link {
+    fn from(block: Option<BlockId>) -> Self {
+        block.map_or(Self::NONE, |block| Self(block.0))
+    }
+}
+
 /// The name of a block, in the cache or not. Two blocks with one name cost hits, nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub u64);

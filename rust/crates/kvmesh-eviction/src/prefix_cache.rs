@@ -1,13 +1,25 @@
 //! A cache of blocks without their bytes: what a policy would hold if it were in charge.
 
-use crate::{BlockId, EvictionPolicy, Key, Tick, Use, entry};
+use crate::{BlockId, EvictionPolicy, Key, Link, Tick, Use, entry};
 
+/// In 8 bytes: whether it is present, and the present blocks that follow it, are one number.
 #[derive(Debug, Default, Clone)]
 struct Block {
-    present: bool,
-    /// Present blocks that follow this one.
-    followers: u32,
-    parent: Option<BlockId>,
+    state: u32,
+    parent: Link,
+}
+
+/// Of a block's state.
+const PRESENT: u32 = 1 << 31;
+
+impl Block {
+    fn is_present(&self) -> bool {
+        self.state & PRESENT != 0
+    }
+
+    fn followers(&self) -> u32 {
+        self.state & !PRESENT
+    }
 }
 
 /// The present blocks of a cache and the policy that ranks them. Blocks are numbered by the caller.
@@ -37,7 +49,7 @@ impl PrefixCache {
 
     /// Whether the block is in the cache.
     pub fn holds(&self, block: BlockId) -> bool {
-        self.blocks.get(block.at()).is_some_and(|b| b.present)
+        self.blocks.get(block.at()).is_some_and(Block::is_present)
     }
 
     /// Blocks in the cache.
@@ -61,18 +73,18 @@ impl PrefixCache {
     ) -> bool {
         let tip = self.tip.take();
         let known = entry(&mut self.blocks, block);
-        let found = known.present;
+        let found = known.is_present();
         let follows_tip = tip.is_some() && tip == parent && !found;
         if !follows_tip && let Some(tip) = tip {
             self.policy.offer(tip);
         }
         if found {
-            if known.followers == 0 {
+            if known.followers() == 0 {
                 self.policy.withdraw(block);
             }
             self.policy.used(block, at);
         } else {
-            known.parent = parent;
+            known.parent = parent.into();
             // First, so that room is not made by evicting the very block this one follows.
             if self.follow(block)
                 && !follows_tip
@@ -86,10 +98,10 @@ impl PrefixCache {
                 return false;
             }
             self.policy.used(block, at);
-            self.blocks[block.at()].present = true;
+            self.blocks[block.at()].state |= PRESENT;
             self.len += 1;
         }
-        self.tip = (self.blocks[block.at()].followers == 0).then_some(block);
+        self.tip = (self.blocks[block.at()].followers() == 0).then_some(block);
         found
     }
 
@@ -108,8 +120,8 @@ impl PrefixCache {
             return;
         }
         let known = &mut self.blocks[block.at()];
-        known.present = false;
-        if known.followers == 0 {
+        known.state &= !PRESENT;
+        if known.followers() == 0 {
             self.policy.withdraw(block);
             self.tip = self.tip.filter(|&tip| tip != block);
         }
@@ -146,21 +158,21 @@ impl PrefixCache {
 
     /// Whether the block is the first to follow a present one.
     fn follow(&mut self, block: BlockId) -> bool {
-        let Some(parent) = self.blocks[block.at()].parent else {
+        let Some(parent) = self.blocks[block.at()].parent.get() else {
             return false;
         };
         let parent = entry(&mut self.blocks, parent);
-        parent.followers += 1;
-        parent.present && parent.followers == 1
+        parent.state += 1;
+        parent.state == PRESENT + 1
     }
 
     fn unfollow(&mut self, block: BlockId) {
-        let Some(parent) = self.blocks[block.at()].parent else {
+        let Some(parent) = self.blocks[block.at()].parent.get() else {
             return;
         };
         let parent_block = &mut self.blocks[parent.at()];
-        parent_block.followers -= 1;
-        if parent_block.present && parent_block.followers == 0 {
+        parent_block.state -= 1;
+        if parent_block.state == PRESENT {
             self.policy.offer(parent);
         }
     }

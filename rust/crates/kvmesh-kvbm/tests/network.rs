@@ -126,6 +126,8 @@ fn what_does_not_arrive_lets_go_of_readers_at_once_and_of_slots_at_the_end() {
     let incoming = reader.expect(id, None, &chain());
     let (lease, _) = reader.lease(id, &chain());
     incoming.give_up();
+    assert_eq!(reader.lookup(id, &chain()), 0, "engines compute them");
+    assert!(reader.lease(id, &chain()).0.slots().is_empty());
     // Bytes may still be on their way: nobody else gets these slots.
     let used = reader.host().stats().used_bytes;
     assert!(used >= BLOCKS * incoming.slot_bytes() as u64);

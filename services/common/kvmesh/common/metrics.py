@@ -263,6 +263,9 @@ class KvbmMetrics:
         self.network_failed = Counter(
             f"{p}_network_failed_total", "blocks wanted from another store that did not come", ["reason"]
         )
+        self.network_wanted = Counter(
+            f"{p}_network_wanted_total", "blocks that engines asked for and only others had"
+        )
         self.network_lent = Counter(f"{p}_network_lent_total", "blocks lent to other stores")
         self.network_lending = Gauge(f"{p}_network_lending", "blocks that other stores may be reading now")
         self.object_up = Gauge(f"{p}_object_up", "whether object storage works")

@@ -130,8 +130,11 @@ class Exposition:
         self._count(exported.network_lent, self._lending.total)
         self._count(exported.network_fetched, fetching.fetched)
         self._count(exported.network_bytes, fetching.fetched_bytes)
+        wanted, shed = self._store.wanted_total
+        self._count(exported.network_wanted, wanted)
         for reason in REASONS:
-            self._count(exported.network_failed, fetching.failed[reason], reason)
+            also = shed if reason == "shed" else 0
+            self._count(exported.network_failed, fetching.failed[reason] + also, reason)
 
     def _count(self, counter: Counter, total: int, *labels: str) -> None:
         key = (id(counter), labels)

@@ -84,6 +84,18 @@ class Fetching:
         known = await asyncio.to_thread(self._store.known, namespace, list(hashes))
         return len(hashes) - len(known) // DIGEST_BYTES
 
+    async def greet(self, source: str, namespace: Namespace) -> bool:
+        """Get to know the store at `source` ahead of the first fetch; whether it is known. Never raises."""
+        request = FetchRequest(namespace=to_proto(namespace), hashes=[0], ttl_ms=1)
+        try:
+            lent = await KvbmServiceStub(self._channels.get(source)).Fetch(request, timeout=BATCH_S)
+            if not self._link.knows(lent.agent):
+                await self._meet(source, lent)
+        except (grpc.aio.AioRpcError, NotFetchedError) as error:
+            log.debug("store not met", source=source, error=str(error))
+            return False
+        return True
+
     @property
     def under_way(self) -> int:
         return len(self._under_way)

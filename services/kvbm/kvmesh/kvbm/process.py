@@ -17,10 +17,12 @@ from kvmesh.common.lifecycle import RoleServer
 from kvmesh.common.tls import MeshTls
 from kvmesh.core import StoreServer
 from kvmesh.kvbm import objects
+from kvmesh.kvbm.bringing import Bringing
 from kvmesh.kvbm.exposition import Exposition
 from kvmesh.kvbm.fetching import Fetching
 from kvmesh.kvbm.lending import Lending
 from kvmesh.kvbm.link import Link
+from kvmesh.kvbm.neighbours import Neighbours
 from kvmesh.kvbm.publisher import StorePublisher
 from kvmesh.kvbm.service import KvbmServicer
 from kvmesh.kvbm.warming import Warmer
@@ -64,6 +66,8 @@ async def serve(config: Config) -> None:
         publisher = StorePublisher(store, bus, settings.id, time.time_ns(), config.node, address)
         link, channels = Link(store), Channels(MeshTls.of(config.tls))
         lending, fetching = Lending(store, link), Fetching(store, link, channels)
+        neighbours = Neighbours(bus, channels, settings.id)
+        bringing = Bringing(store, fetching, neighbours)
         exposition = Exposition(store, lending, fetching)
         server = RoleServer("kvbm", config, settings)
         warmer = Warmer(store, settings.object, fetching, channels)
@@ -76,8 +80,12 @@ async def serve(config: Config) -> None:
         cleanup.callback(lending.close)
         cleanup.push_async_callback(channels.close)
         cleanup.push_async_callback(fetching.close)
+        cleanup.push_async_callback(bringing.close)
+        cleanup.push_async_callback(neighbours.close)
         cleanup.push_async_callback(bus.close)
         await bus.start()
+        await neighbours.start()
+        bringing.start()
         cleanup.push_async_callback(server.stop, DRAIN_S)
         await server.start()
         cleanup.push_async_callback(publisher.close)

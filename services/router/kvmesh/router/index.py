@@ -29,10 +29,10 @@ from kvmesh.common.errors import KvmeshError
 from kvmesh.common.events.columns import ENGINE_TIERS, STORE_TIERS, digests, read_digest
 from kvmesh.common.events.publication import Head, snapshot_batches, subject
 from kvmesh.common.events.source import EventSource
+from kvmesh.common.events.stream import EventStream, Verdict
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.tasks import cancel
 from kvmesh.core import PrefixIndex
-from kvmesh.router.stream import EventStream, Verdict
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.events_pb2 import KvEventBatch

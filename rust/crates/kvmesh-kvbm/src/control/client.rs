@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::eviction::Hints;
 use crate::image::{FAILED, LIVE, Layout};
 use crate::namespace::Namespace;
+use crate::store::Found;
+use crate::tiers::Origins;
 
 /// Slots reserved at a time: few enough that an engine which dies or stalls holds little.
 const RESERVED_AT_ONCE: usize = 64;
@@ -101,8 +103,21 @@ impl StoreClient {
 
     /// How many leading blocks of the chain the store has. Those in a lower tier begin to come up.
     pub fn lookup(&self, chain: &[Digest]) -> Result<usize> {
-        match self.connected()?.call(&Request::lookup(chain))? {
-            Response::Found { blocks } => Ok((blocks as usize).min(chain.len())),
+        Ok(self.lookup_for(chain, Duration::ZERO)?.blocks)
+    }
+
+    /// The same for an engine that computes a block in so much time: what can be had sooner from elsewhere begins to come
+    /// to the store.
+    pub fn lookup_for(&self, chain: &[Digest], per_block: Duration) -> Result<Found> {
+        let per_block_us = u32::try_from(per_block.as_micros()).unwrap_or(u32::MAX);
+        match self
+            .connected()?
+            .call(&Request::lookup(chain, per_block_us))?
+        {
+            Response::Found { blocks, coming } => Ok(Found {
+                blocks: (blocks as usize).min(chain.len()),
+                coming,
+            }),
             _ => Err(Error::Protocol("not an answer to a look-up")),
         }
     }
@@ -171,6 +186,7 @@ impl StoreClient {
             lease,
             slots,
             coming,
+            origins,
         } = connection.call(&Request::lease(chain))?
         else {
             return Err(Error::Protocol("not an answer to a lease"));
@@ -192,6 +208,7 @@ impl StoreClient {
             chain: chain[..slots.len()].to_vec(),
             slots,
             coming,
+            origins,
             patience: self.timeout.max(ARRIVAL),
             checksums: Vec::new(),
             corrupt: Vec::new(),
@@ -351,6 +368,7 @@ pub struct ClientLease {
     slots: Vec<u64>,
     /// Places of blocks that were on their way when they were leased.
     coming: Vec<u32>,
+    origins: Origins,
     /// They are waited for so long.
     patience: Duration,
     /// Of all segments of all blocks, from the headers; empty until the first load.
@@ -362,6 +380,11 @@ impl ClientLease {
     /// Blocks leased.
     pub fn blocks(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Of these, those that came up from a lower tier and that no engine has read since.
+    pub fn origins(&self) -> Origins {
+        self.origins
     }
 
     /// Copies segments `first..end` of all leased blocks into `pages`, whose `ids` are in chain order, and verifies

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::net::{
@@ -149,7 +150,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>, store: &Arc<Store>) {
             Ok((stream, _)) => stream,
             // Out of descriptors or memory, say; engines try again by themselves.
             Err(_) => {
-                thread::sleep(std::time::Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
                 continue;
             }
         };
@@ -256,9 +257,17 @@ impl Session {
             Request::Hello { .. } | Request::Other { .. } => {
                 return Err(Error::Protocol("a second greeting"));
             }
-            Request::Lookup { chain } => Response::Found {
-                blocks: self.store.lookup(self.namespace, &chain) as u32,
-            },
+            Request::Lookup {
+                per_block_us,
+                chain,
+            } => {
+                let per_block = Duration::from_micros(u64::from(per_block_us));
+                let found = self.store.lookup_for(self.namespace, &chain, per_block);
+                Response::Found {
+                    blocks: found.blocks as u32,
+                    coming: found.coming,
+                }
+            }
             Request::Reserve { parent, chain } => {
                 self.store.expire_pins();
                 let reservations = reserve(&self.host, self.namespace, parent.as_ref(), &chain);
@@ -289,6 +298,7 @@ impl Session {
             }
             Request::Lease { chain } => {
                 let (leased, coming) = self.store.lease(self.namespace, &chain);
+                let origins = self.store.host().take_origins(leased.slots());
                 let slots: Vec<u64> = leased.slots().iter().map(|slot| slot.0).collect();
                 self.next_lease += 1;
                 if !slots.is_empty() {
@@ -298,6 +308,7 @@ impl Session {
                     lease: self.next_lease,
                     slots,
                     coming,
+                    origins,
                 }
             }
             Request::Hint { blocks, hints } => {

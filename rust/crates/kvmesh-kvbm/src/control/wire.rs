@@ -11,9 +11,10 @@ use kvmesh_core::Digest;
 use crate::error::{Error, Result};
 use crate::eviction::Hints;
 use crate::namespace::Namespace;
+use crate::tiers::Origins;
 
 /// Changes with the messages and with the slot image.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// A look-up of half a million blocks.
 const MAX_FRAME: usize = 16 << 20;
 
@@ -32,7 +33,9 @@ pub(super) enum Request {
     Other {
         version: u32,
     },
+    /// `per_block_us`: in how long the engine computes a block; 0: it would not wait for any.
     Lookup {
+        per_block_us: u32,
         chain: Vec<Digest>,
     },
     Reserve {
@@ -64,8 +67,10 @@ pub(super) enum Response {
     Welcome {
         version: u32,
     },
+    /// `coming`: more are being brought from elsewhere.
     Found {
         blocks: u32,
+        coming: bool,
     },
     /// One slot offset a block, or `PRESENT`, or `FULL`.
     Rooms {
@@ -79,6 +84,7 @@ pub(super) enum Response {
         lease: u64,
         slots: Vec<u64>,
         coming: Vec<u32>,
+        origins: Origins,
     },
     Released,
     Hinted,
@@ -216,8 +222,8 @@ impl Request {
             .finish()
     }
 
-    pub(super) fn lookup(chain: &[Digest]) -> Vec<u8> {
-        Frame::new(2).digests(chain).finish()
+    pub(super) fn lookup(chain: &[Digest], per_block_us: u32) -> Vec<u8> {
+        Frame::new(2).u32(per_block_us).digests(chain).finish()
     }
 
     pub(super) fn reserve(parent: Option<&Digest>, chain: &[Digest]) -> Vec<u8> {
@@ -264,6 +270,7 @@ impl Request {
                 Self::Hello { engine, namespace }
             }
             2 => Self::Lookup {
+                per_block_us: fields.u32()?,
                 chain: fields.digests()?,
             },
             3 => Self::Reserve {
@@ -304,14 +311,17 @@ impl Response {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Welcome { version } => Frame::new(129).u32(*version),
-            Self::Found { blocks } => Frame::new(130).u32(*blocks),
+            Self::Found { blocks, coming } => Frame::new(130).u32(*blocks).u32(u32::from(*coming)),
             Self::Rooms { slots } => Frame::new(131).u64s(slots),
             Self::Registered { blocks } => Frame::new(132).u32(*blocks),
             Self::Leased {
                 lease,
                 slots,
                 coming,
-            } => Frame::new(133).u64(*lease).u64s(slots).u32s(coming),
+                origins,
+            } => (Frame::new(133).u64(*lease).u64s(slots).u32s(coming))
+                .u32(origins.nvme)
+                .u32(origins.network),
             Self::Released => Frame::new(134),
             Self::Hinted => Frame::new(136),
             Self::Refused { reason } => Frame::new(135).bytes(reason.as_bytes()),
@@ -327,6 +337,7 @@ impl Response {
             },
             130 => Self::Found {
                 blocks: fields.u32()?,
+                coming: fields.u32()? != 0,
             },
             131 => Self::Rooms {
                 slots: fields.u64s()?,
@@ -338,6 +349,10 @@ impl Response {
                 lease: fields.u64()?,
                 slots: fields.u64s()?,
                 coming: fields.u32s()?,
+                origins: Origins {
+                    nvme: fields.u32()?,
+                    network: fields.u32()?,
+                },
             },
             134 => Self::Released,
             136 => Self::Hinted,
@@ -403,8 +418,9 @@ mod tests {
             }
         );
         assert_eq!(
-            through(&Request::lookup(&chain)),
+            through(&Request::lookup(&chain, 250)),
             Request::Lookup {
+                per_block_us: 250,
                 chain: chain.clone()
             }
         );
@@ -450,7 +466,10 @@ mod tests {
     fn responses_survive_the_wire() {
         for response in [
             Response::Welcome { version: 1 },
-            Response::Found { blocks: 3 },
+            Response::Found {
+                blocks: 3,
+                coming: true,
+            },
             Response::Rooms {
                 slots: vec![0, PRESENT, FULL],
             },
@@ -459,6 +478,10 @@ mod tests {
                 lease: 4,
                 slots: vec![4096],
                 coming: vec![0],
+                origins: Origins {
+                    nvme: 1,
+                    network: 2,
+                },
             },
             Response::Hinted,
             Response::Released,
@@ -476,8 +499,8 @@ mod tests {
         for length in 0..good.len() - 4 {
             assert!(Request::decode(&good[4..4 + length]).is_err());
         }
-        let mut counted = Request::lookup(&[Digest::new([1; 32])]);
-        counted[5..9].copy_from_slice(&u32::MAX.to_le_bytes());
+        let mut counted = Request::lookup(&[Digest::new([1; 32])], 0);
+        counted[9..13].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Request::decode(&counted[4..]).is_err());
         assert!(read_frame(&mut &u32::MAX.to_le_bytes()[..], &mut Vec::new()).is_err());
     }

@@ -4,7 +4,8 @@
 //! * [`promote`] reads blocks back into the host tier, which is where all readers read.
 //! * [`archive`] writes what was stored to object storage, [`recall`] reads it back; [`objects`] is both for callers.
 //! * [`pins`] keeps blocks for tenants; [`residency`] tells where blocks are and takes wishes of where they should be.
-//! * [`network`] lends blocks to other nodes' stores and expects theirs; it moves no bytes.
+//! * [`network`] lends blocks to other nodes' stores and expects theirs; it moves no bytes. [`wants`] tells of what
+//!   engines ask for and others have.
 //! * [`single`] moves blocks one by one, for callers that wait.
 //! * [`warm`] fills vacant memory ahead of traffic.
 //! * [`scrub`] checks what nobody has asked for yet.
@@ -23,6 +24,7 @@ mod residency;
 mod scrub;
 mod single;
 mod spill;
+mod wants;
 mod warm;
 
 use std::path::{Path, PathBuf};
@@ -42,6 +44,8 @@ pub use self::residency::Prefetched;
 pub use self::scrub::{Checked, ScrubSettings, Scrubbed};
 use self::scrub::{Checker, Scrubber};
 use self::spill::Spiller;
+use self::wants::Wants;
+pub use self::wants::{Elsewhere, Found, Wanted};
 pub use self::warm::{Run, Warmed, Warming};
 use crate::block::{self, Lease};
 use crate::error::{Error, Result};
@@ -113,6 +117,7 @@ pub struct Store {
     objects: Option<Objects>,
     scrubber: Option<Scrubber>,
     pins: Pins,
+    wants: Wants,
     /// Held by who opens a namespace, which may wait for the disk.
     opening: Mutex<()>,
 }
@@ -200,6 +205,7 @@ impl Store {
             objects,
             scrubber: None,
             pins: Pins::new(settings.pin_bytes),
+            wants: Wants::default(),
             opening: Mutex::new(()),
         };
         if let Some(scrub) = settings.scrub {
@@ -419,6 +425,7 @@ impl Store {
     /// Ends the threads and lets go of the disk; what is in memory stays readable. Idempotent.
     pub fn stop(&self) {
         self.pins.clear();
+        self.wants.stop();
         if let Some(scrubber) = &self.scrubber {
             scrubber.stop();
         }

@@ -9,7 +9,7 @@ use kvmesh_core::Digest;
 
 use super::Store;
 use crate::block::Lease;
-use crate::image::{AT_REST, FAILED, Layout};
+use crate::image::{AT_REST, Layout};
 use crate::namespace::Namespace;
 use crate::tiers::{HostTier, NamespaceId, Room, Slot, Tier, parts};
 
@@ -88,7 +88,7 @@ impl Incoming {
         parent: Option<&Digest>,
         chain: &[Digest],
     ) -> Self {
-        let rooms = host.expect(namespace, parent, chain);
+        let rooms = host.expect(namespace, parent, chain, kvmesh_core::Tier::Network);
         let blocks = (rooms.into_iter().zip(chain).enumerate())
             .filter_map(|(place, (room, &digest))| match room {
                 Room::Reserved(slot) => Some(Expected {
@@ -136,7 +136,7 @@ impl Incoming {
     /// Nobody needs to wait for these any more. Their slots stay taken, since bytes may still be on their way.
     pub fn give_up(&self) {
         for block in &self.blocks {
-            self.host.arena().publish(block.slot.0, FAILED);
+            self.host.forsake(block.slot);
         }
     }
 }

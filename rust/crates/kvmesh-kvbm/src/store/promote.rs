@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use kvmesh_core::Digest;
+use kvmesh_core::{Digest, Tier as Kind};
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
 
@@ -318,7 +318,8 @@ impl Work {
             let parent = at
                 .checked_sub(1)
                 .map_or(parent, |before| Some(&chain[before]));
-            let rooms = host.expect(namespace, parent, &chain[at..at + slots.len()]);
+            let these = &chain[at..at + slots.len()];
+            let rooms = host.expect(namespace, parent, these, Kind::Nvme);
             let full = rooms.last() == Some(&Room::Full);
             for ((room, below), &digest) in rooms.into_iter().zip(slots).zip(&chain[at..]) {
                 match room {

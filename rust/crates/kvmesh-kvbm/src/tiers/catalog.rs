@@ -2,6 +2,7 @@
 
 mod chaining;
 mod hinting;
+mod leaving;
 mod parking;
 mod promoting;
 mod restoring;
@@ -287,41 +288,6 @@ impl Catalog {
         }
     }
 
-    pub(super) fn discard(&mut self, journal: &Journal, slot: Slot) {
-        if let Some(Block {
-            state: State::Registered { readers: 1.. },
-            ..
-        }) = self.slabs.get(slot)
-        {
-            self.stats.corrupt += 1;
-            self.forget(journal, slot, false);
-        }
-    }
-
-    pub(super) fn evict(
-        &mut self,
-        journal: &Journal,
-        namespace: NamespaceId,
-        blocks: &[Digest],
-    ) -> usize {
-        let slots: Vec<Slot> = blocks
-            .iter()
-            .filter_map(|digest| self.readable(&Key(namespace, *digest)))
-            .collect();
-        slots
-            .into_iter()
-            .filter(|&slot| self.drop_idle(journal, slot))
-            .count()
-    }
-
-    pub(super) fn flush(&mut self, journal: &Journal) -> usize {
-        let slots: Vec<Slot> = self.index.iter().map(|(_, slot)| slot).collect();
-        slots
-            .into_iter()
-            .filter(|&slot| self.drop_idle(journal, slot))
-            .count()
-    }
-
     pub(super) fn stats(&self) -> Stats {
         Stats {
             used_bytes: self.slabs.used_bytes(),
@@ -386,6 +352,7 @@ impl Catalog {
             used: at.tick,
             id: BlockId(0),
             parked: None,
+            came_from: None,
         };
         // First, so that room is not made by evicting the very block this one follows.
         self.follow(&block);
@@ -410,90 +377,6 @@ impl Catalog {
                 self.unfollow(&block);
                 None
             }
-        }
-    }
-
-    fn make_room(&mut self, journal: &Journal, slab: SlabId, at: &Use) {
-        let own = self.next_to_leave(slab);
-        let own_used = own
-            .and_then(|slot| self.slabs.get(slot))
-            .map_or(Tick::MAX, |victim| victim.used);
-        // Another layout's region that is colder than anything here. This may part a chain whose blocks lie in several
-        // regions; what is left of it ages out.
-        let idle = |block: &Block| block.state == State::Registered { readers: 0 };
-        if let Some(region) = self.slabs.coldest_region(slab, own_used, idle) {
-            self.stats.evicted.layout += region.len() as u64;
-            for victim in region {
-                self.forget(journal, victim, false);
-            }
-        } else if self.rankings[slab.0].admits(at)
-            && let Some(own) = own
-        {
-            self.stats.evicted.room += 1;
-            self.stats.shed += u64::from(self.is_shed(own));
-            self.forget(journal, own, true);
-        }
-    }
-
-    fn drop_idle(&mut self, journal: &Journal, slot: Slot) -> bool {
-        let idle = self
-            .slabs
-            .get(slot)
-            .is_some_and(|block| block.state == State::Registered { readers: 0 });
-        if idle {
-            self.stats.evicted.asked += 1;
-            self.forget(journal, slot, false);
-        }
-        idle
-    }
-
-    /// Takes a registered block out of the index; its slot is free now, or after its last reader.
-    fn forget(&mut self, journal: &Journal, slot: Slot, for_room: bool) {
-        let Some(block) = self.slabs.get_mut(slot) else {
-            return;
-        };
-        let State::Registered { readers } = block.state else {
-            return;
-        };
-        let (key, parent) = (block.key, block.parent);
-        self.unlist(slot, for_room);
-        self.stats.blocks -= 1;
-        if let Some(events) = &mut self.events {
-            events.push(Event::removed(slot, &key, parent));
-        }
-        if self.is_announced(key.0) {
-            journal.removed(key.1.block_hash());
-        }
-        if readers == 0 {
-            self.vacate(slot);
-        } else {
-            self.doom(slot, readers);
-        }
-    }
-
-    /// The block is not to be found any more, but is still being read.
-    fn doom(&mut self, slot: Slot, readers: u32) {
-        if let Some(block) = self.slabs.get_mut(slot) {
-            block.state = State::Doomed { readers };
-            let parent = block.parent.take();
-            let gone = Block { parent, ..*block };
-            self.unfollow(&gone);
-        }
-    }
-
-    /// The block is not to be found any more.
-    fn unlist(&mut self, slot: Slot, for_room: bool) {
-        self.leave_parked(slot);
-        if let Some(block) = self.slabs.get(slot) {
-            self.index.remove(&block.key);
-            let slab = self.slab_of(block.key.0);
-            self.rankings[slab.0].remove(block.id, for_room);
-        }
-    }
-
-    fn vacate(&mut self, slot: Slot) {
-        if let Some(block) = self.slabs.remove(slot) {
-            self.unfollow(&block);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! What a tier that may go away holds while it is online.
 
+use std::sync::Arc;
+
+use kvmesh_core::Digest;
 use rustc_hash::FxHashSet;
 
 use super::Slot;
 use super::catalog::Catalog;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eviction::Policy;
+use crate::image::Layout;
 use crate::journal::Journal;
 use crate::namespace::Namespace;
 
@@ -47,6 +51,23 @@ impl Contents {
     pub(super) fn inside(&self, slot: Slot) -> Option<Slot> {
         let offset = Slot(slot.0 & ((1 << OFFSET_BITS) - 1));
         (self.epoch.outside(offset) == slot).then_some(offset)
+    }
+
+    /// The block a slot is for. Fails with `NotFilled` where it is for none.
+    pub(super) fn block(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
+        let slot = self.inside(slot).ok_or(Error::NotFilled)?;
+        let (namespace, digest) = self.catalog.block(slot).ok_or(Error::NotFilled)?;
+        Ok((digest, self.catalog.layout(namespace).clone()))
+    }
+
+    /// The same of a slot that its owner may write.
+    pub(super) fn reserved(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
+        let inside = self.inside(slot);
+        if inside.is_some_and(|slot| self.catalog.is_reserved(slot)) {
+            self.block(slot)
+        } else {
+            Err(Error::NotFilled)
+        }
     }
 
     /// Puts another catalog in place, whose namespaces have the same numbers and which counts on.

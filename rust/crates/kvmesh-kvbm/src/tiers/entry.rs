@@ -37,6 +37,8 @@ pub(super) struct Block {
     pub(super) id: BlockId,
     /// Chosen to leave next, and as which: then it does not count as following its parent.
     pub(super) parked: Option<u64>,
+    /// It came up from this tier, and no engine has read it since.
+    pub(super) came_from: Option<kvmesh_core::Tier>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use super::catalog::Event;
 use super::catalog::Leaving;
 use super::host::HostTier;
 use super::object::pack;
-use super::{NamespaceId, Room, Slot};
+use super::{NamespaceId, Origins, Room, Slot};
 use crate::image::{AT_REST, FAILED, LIVE, Layout};
 
 impl HostTier {
@@ -95,17 +95,18 @@ impl HostTier {
         self.proven_as(LIVE, slot, digest, layout)
     }
 
-    /// Reserves room for blocks that come from below; `arrived` each that is `Reserved`.
+    /// Reserves room for blocks that come from a tier below; `arrived` each that is `Reserved`.
     pub(crate) fn expect(
         &self,
         namespace: NamespaceId,
         parent: Option<&Digest>,
         chain: &[Digest],
+        from: kvmesh_core::Tier,
     ) -> Vec<Room> {
         let rooms = self
             .catalog
             .lock()
-            .promote(&self.journal, namespace, parent, chain);
+            .promote(&self.journal, namespace, parent, chain, from);
         self.disprove(&rooms);
         rooms
     }
@@ -126,6 +127,19 @@ impl HostTier {
         self.catalog.lock().promoted(&self.journal, slot, whole);
         self.moved.notify_all();
         whole
+    }
+
+    /// An expected block will not come, though its slot may still be written, until `arrived`: readers that wait for it
+    /// are let go, and nobody finds it any more.
+    pub(crate) fn forsake(&self, slot: Slot) {
+        self.arena.publish(slot.0, FAILED);
+        self.catalog.lock().forsake(slot);
+        self.moved.notify_all();
+    }
+
+    /// Where leased blocks came from that are read for the first time since.
+    pub fn take_origins(&self, slots: &[Slot]) -> Origins {
+        self.catalog.lock().take_origins(slots)
     }
 
     /// Whether the slot's block has not arrived yet.

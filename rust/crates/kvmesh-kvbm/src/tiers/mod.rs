@@ -12,6 +12,7 @@ mod contents;
 mod entry;
 mod host;
 mod host_below;
+mod kept;
 mod noop;
 mod nvme;
 mod object;
@@ -64,6 +65,15 @@ pub struct Held {
     pub namespace: NamespaceId,
     /// Its name.
     pub digest: Digest,
+}
+
+/// Of blocks that an engine reads, those that came up from a lower tier and that none has read since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Origins {
+    /// From the disk.
+    pub nvme: u32,
+    /// From other nodes, or from object storage.
+    pub network: u32,
 }
 
 /// What became of the wish to store a block.

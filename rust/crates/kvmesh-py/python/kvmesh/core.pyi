@@ -562,6 +562,9 @@ StoreChange: TypeAlias = tuple[str, int | None, list[int]]
 # (model, revision, dtype, layout), (rank, ranks), and the bytes of each segment of a block.
 StoreNamespace: TypeAlias = tuple[tuple[str, str, str, str], tuple[int, int], list[int]]
 
+# Number, namespace, the digest of the block before the first, if it is known, digests, and seconds that are left.
+StoreWanted: TypeAlias = tuple[int, StoreNamespace, bytes, bytes, float]
+
 class Lent:
     """Blocks that another store may read in the arena, until `release` or the object's end."""
 
@@ -742,6 +745,23 @@ class StoreServer:
     def arrived(self, incoming: Incoming) -> list[int]:
         """All bytes are in their slots: make whole blocks readable; the places of the others, which are dropped."""
 
+    def look_elsewhere(self, neighbours: PrefixIndex) -> None:
+        """From now on engines' look-ups ask this index, too, and what others have is told by `wanted`. Each of the other
+        nodes has a store and an engine in it. Once."""
+
+    def wanted(self, timeout_s: float) -> list[StoreWanted]:
+        """Wait for blocks that engines ask for and others have; [] after the time. `settle` each."""
+
+    def settle(self, number: int) -> None:
+        """No more of these blocks will come: engines that wait for them go on."""
+
+    @property
+    def wanted_total(self) -> tuple[int, int]:
+        """Blocks told by `wanted`, and not told because too many were under way."""
+
+    def bring(self, namespace: StoreNamespace, parent: bytes, digests: bytes, within_s: float) -> None:
+        """Read what memory and disk lack of a chain out of object storage; blocks. ValueError: no such namespace."""
+
     def wait_changes(self, timeout_s: float, tier: str = "host") -> bool:
         """Block until there are changes to drain, or the time is over, or `wake`; whether there are."""
 
@@ -868,6 +888,10 @@ class StoreClient:
     def lookup(self, digests: bytes) -> int:
         """How many leading blocks the store has. Those on its disk begin to come to memory."""
 
+    def lookup_for(self, digests: bytes, per_block_s: float) -> tuple[int, bool]:
+        """The same for an engine that computes a block in so much time; True: more is being brought from other nodes or
+        from object storage, sooner than it could be computed, and the engine should ask again before it begins."""
+
     def hint(self, digests: bytes, hints: StoreHints) -> None:
         """What requests that use these blocks from now on say of their return."""
 
@@ -894,6 +918,10 @@ class Lease:
         have come from the disk. Raises LookupError when one does not come, and
         CorruptBlockError, after which the pages' contents are not to be used.
         """
+
+    @property
+    def origins(self) -> tuple[int, int]:
+        """Of these blocks, those that came up from the disk, and from the network, and that no engine has read since."""
 
     def release(self) -> None:
         """Let the blocks go; idempotent. Afterwards `load` raises ValueError."""

@@ -104,6 +104,19 @@ impl StoreClient {
         py.detach(|| self.0.lookup(&chain)).map_err(to_py)
     }
 
+    fn lookup_for(
+        &self,
+        py: Python<'_>,
+        digests: &[u8],
+        per_block_s: f64,
+    ) -> PyResult<(usize, bool)> {
+        let (chain, per_block) = (chain(digests)?, seconds(per_block_s)?);
+        let found = py.detach(|| self.0.lookup_for(&chain, per_block));
+        found
+            .map(|found| (found.blocks, found.coming))
+            .map_err(to_py)
+    }
+
     fn offload(
         &self,
         py: Python<'_>,
@@ -161,6 +174,12 @@ impl Lease {
 
     fn release(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
+    }
+
+    #[getter]
+    fn origins(&self, py: Python<'_>) -> (u32, u32) {
+        let origins = py.detach(|| self.lock().as_ref().map(ClientLease::origins));
+        origins.map_or((0, 0), |origins| (origins.nvme, origins.network))
     }
 
     fn __len__(&self, py: Python<'_>) -> usize {

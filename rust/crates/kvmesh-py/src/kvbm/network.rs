@@ -1,7 +1,10 @@
 //! What stores of different nodes lend to and expect from each other.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvmesh_core::BlockHash;
+use kvmesh_index::{Matches, PrefixIndex};
 use kvmesh_kvbm::{Namespace, store};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -28,6 +31,26 @@ pub fn fields(name: Namespace) -> PyNamespace {
         (name.rank, name.ranks),
         name.segments,
     )
+}
+
+thread_local! {
+    /// The last answer of this thread, kept for its memory.
+    static MATCHES: RefCell<Matches> = RefCell::new(Matches::new());
+}
+
+/// An index of other nodes' stores, each on a node of its own, as the engine there sees it.
+pub struct Neighbours(pub Arc<PrefixIndex>);
+
+impl store::Elsewhere for Neighbours {
+    fn leading(&self, chain: &[BlockHash]) -> usize {
+        let hashes: Vec<u64> = chain.iter().map(|hash| hash.0).collect();
+        MATCHES.with_borrow_mut(|matches| {
+            self.0.matches(&hashes, matches);
+            // What is in object storage is not theirs alone.
+            let own = matches.iter().map(|engine| engine.depths[2]);
+            own.max().unwrap_or(0) as usize
+        })
+    }
 }
 
 /// Blocks that another store may read, until `release`.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kvmesh_core::BlockHash;
 use kvmesh_kvbm::control;
@@ -11,11 +12,12 @@ use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::network::{self, Incoming, Lent, PyNamespace};
+use super::network::{self, Incoming, Lent, Neighbours, PyNamespace};
 use super::{
     PyChange, PyHints, PyObjects, chain, changes, flow_dict, objects_dict, policy, seconds,
     stats_dict, tier_name, to_py,
 };
+use crate::index::PyPrefixIndex;
 
 /// The store of a node, served on the unix socket `socket`.
 #[pyclass(module = "kvmesh.core", frozen)]
@@ -393,6 +395,55 @@ impl StoreServer {
         })
     }
 
+    fn look_elsewhere(&self, py: Python<'_>, neighbours: &PyPrefixIndex) {
+        let neighbours = Arc::new(Neighbours(neighbours.share()));
+        py.detach(|| self.store().look_elsewhere(neighbours));
+    }
+
+    fn wanted<'py>(&self, py: Python<'py>, timeout_s: f64) -> PyResult<Vec<PyWanted<'py>>> {
+        let timeout = seconds(timeout_s)?;
+        let wanted = py.detach(|| {
+            let wanted = self.store().wanted(timeout).into_iter();
+            let named = wanted.map(|want| {
+                let name = network::fields(self.store().name_of(want.namespace));
+                (name, want)
+            });
+            named.collect::<Vec<_>>()
+        });
+        let bytes = |digests: &[_]| PyBytes::new(py, &network::concat(digests));
+        let told = wanted.into_iter().map(|(name, want)| {
+            let left = want.until.saturating_duration_since(Instant::now());
+            let (parent, chain) = (bytes(want.parent.as_slice()), bytes(&want.chain));
+            (want.number, name, parent, chain, left.as_secs_f64())
+        });
+        Ok(told.collect())
+    }
+
+    fn settle(&self, py: Python<'_>, number: u64) {
+        py.detach(|| self.store().settle(number));
+    }
+
+    #[getter]
+    fn wanted_total(&self, py: Python<'_>) -> (u64, u64) {
+        py.detach(|| self.store().wanted_total())
+    }
+
+    fn bring(
+        &self,
+        py: Python<'_>,
+        namespace: PyNamespace,
+        parent: &[u8],
+        digests: &[u8],
+        within_s: f64,
+    ) -> PyResult<()> {
+        let (parent, blocks, within) = (chain(parent)?, chain(digests)?, seconds(within_s)?);
+        py.detach(|| {
+            let id = self.namespace(namespace)?;
+            (self.store()).bring_remote(id, parent.first().copied(), &blocks, within);
+            Ok(())
+        })
+    }
+
     #[pyo3(signature = (timeout_s, tier = "host"))]
     fn wait_changes(&self, py: Python<'_>, timeout_s: f64, tier: &str) -> PyResult<bool> {
         let (timeout, tier) = (seconds(timeout_s)?, self.tier(tier)?);
@@ -429,6 +480,15 @@ impl StoreServer {
         py.detach(|| self.0.stop());
     }
 }
+
+/// Number, namespace, the digest of the block before the first, digests, and the seconds left.
+type PyWanted<'py> = (
+    u64,
+    PyNamespace,
+    Bound<'py, PyBytes>,
+    Bound<'py, PyBytes>,
+    f64,
+);
 
 /// (model, revision, dtype, layout), (rank, ranks), and the tiers of each block.
 type PyLocated = (

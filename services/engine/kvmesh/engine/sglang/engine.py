@@ -303,7 +303,9 @@ class SglangEngine(Engine):
             return CachedTokens()
         details = self._wire.cached_details(message, place) or {}
         host = details.get("host", 0) + details.get("storage", 0)
-        return CachedTokens(device=message.cached_tokens[place] - host, host=host)
+        nvme, network = details.get("nvme", 0), details.get("network", 0)
+        device = message.cached_tokens[place] - host - nvme - network
+        return CachedTokens(device=device, host=host, nvme=nvme, network=network)
 
     def _finish(self, rid: str, live: _Live, finish: Finish) -> None:
         self._forget(rid, live)

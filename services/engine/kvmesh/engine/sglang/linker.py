@@ -3,7 +3,8 @@
 SGLang offers every page it has written (`offload`) and asks for prefixes its device has evicted
 (`lookup`, then `load`). Offloads go through a bounded queue to a thread of their own; loads run layer by
 layer on another thread, so that a layer is computed while the next is copied. The scheduler's thread only
-asks, with a short deadline. Without a store, or with one that dies, the engine goes on as if nothing were
+asks, with a short deadline; where more blocks are being brought from other nodes, their request stays in its
+queue (`onboarding`). Without a store, or with one that dies, the engine goes on as if nothing were
 cached there.
 """
 
@@ -26,6 +27,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from kvmesh.core import Lease
 from kvmesh.engine.sglang.device_pages import DevicePages, UnsupportedPool, device_pages
 from kvmesh.engine.sglang.namespace import shard_of, store_namespace
+from kvmesh.engine.sglang.onboarding import Onboarding
 from kvmesh.engine.sglang.store_link import StoreLink
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class KvbmLinker(UnifiedCacheLinker):
         self.forward_stream = forward_stream
         self.page_size: int = params.page_size
         self.stats = LinkerStats()
+        self.onboarding = Onboarding(params.page_size)
         self.parent_of_next: str | None = None
         kvcache = params.token_to_kv_pool_allocator.get_kvcache()
         self.pools = {PoolName.KV: kvcache}
@@ -132,7 +135,9 @@ class KvbmLinker(UnifiedCacheLinker):
     def lookup(self, rid: str, transfers: list[PoolTransfer]) -> list[int]:
         if self._link is None:
             return []
-        found = self._link.lookup(_digests(_kv(transfers)))
+        found, coming = self._link.lookup(_digests(_kv(transfers)), self.onboarding.per_block_s)
+        # Ranks must all go the same way, and each has a store's word on its own part only: they do not wait.
+        self.onboarding.coming = rid if coming and self._alone else None
         return list(range(1, found + 1))
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
@@ -154,6 +159,7 @@ class KvbmLinker(UnifiedCacheLinker):
                 loads = []
                 break
             loads.append(_Load(lease, pages[part]))
+        self.onboarding.origins = self._origins(loads)
         self._queued[rid] = loads
         return True
 
@@ -197,6 +203,13 @@ class KvbmLinker(UnifiedCacheLinker):
         finally:
             for load in loads:
                 load.lease.release()
+
+    def _origins(self, loads: list[_Load]) -> tuple[int, int]:
+        """Tokens that came up from the disk and from the network for these loads."""
+        nvme, network = (
+            sum(tier) for tier in zip((0, 0), *(load.lease.origins for load in loads), strict=True)
+        )
+        return nvme * self.page_size, network * self.page_size
 
     def _release(self, loads: list[_Load]) -> None:
         """Without waiting for the store's answer."""

@@ -15,6 +15,7 @@ from kvmesh.engine.sglang import (
     grammars,
     idle,
     offloads,
+    onboarding,
     outputs,
     page_hashes,
     penalties,
@@ -38,6 +39,8 @@ _MINIMUM = "sglang.srt.sampling.penaltylib.min_new_tokens.BatchedMinNewTokensPen
 _POOLER = "sglang.srt.layers.pooler.Pooler"
 _GRAMMARS = "sglang.srt.constrained.grammar_manager.GrammarManager"
 _REQUEST = "sglang.srt.managers.schedule_batch.Req"
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_LINKER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
 _STATS = "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats"
 
 HOOKS = (
@@ -52,6 +55,11 @@ HOOKS = (
     (f"{_GRAMMARS}.__init__", grammars.add_backend, HookType.AFTER),
     (f"{_REQUEST}.__init__", rehearsals.cache_rehearsal, HookType.AFTER),
     (f"{_DECODE}.process_decode_queue", offloads.take_completed, HookType.BEFORE),
+    (f"{_SCHEDULER}._prefetch_kvcache", onboarding.look_ahead, HookType.AFTER),
+    (f"{_SCHEDULER}.process_batch_result", onboarding.note_pace, HookType.AFTER),
+    (f"{_ADDER}.add_one_req", onboarding.pass_over, HookType.AROUND),
+    (f"{_LINKER}.load_back", onboarding.note_origins, HookType.AFTER),
+    (f"{_STREAMER}.SchedulerOutputStreamer.get_cached_tokens_details", onboarding.name_tiers, HookType.AFTER),
     (f"{_SCHEDULER}.get_init_info", reports.describe_engine, HookType.AFTER),
     (f"{_LOAD}.get_loads", reports.extend_load, HookType.AFTER),
     (f"{_BATCH}.from_schedule_batch", seeds.add_seeds, HookType.AFTER),

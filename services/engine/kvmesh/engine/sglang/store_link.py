@@ -41,12 +41,15 @@ class StoreLink:
         self._watcher = threading.Thread(target=self._watch, name="kvbm-link", daemon=True)
         self._watcher.start()
 
-    def lookup(self, digests: bytes) -> int:
-        """Leading blocks the store has; 0 without a store."""
+    def lookup(self, digests: bytes, per_block_s: float) -> tuple[int, bool]:
+        """Leading blocks the store has, and whether more are being brought from elsewhere.
+
+        They are where that takes less than computing them, at `per_block_s` each. (0, False) without a store.
+        """
         try:
-            return self._ask.lookup(digests)
+            return self._ask.lookup_for(digests, per_block_s)
         except ConnectionError:
-            return 0
+            return 0, False
 
     def lease(self, digests: bytes) -> Lease | None:
         """All the blocks, kept for loading, or None."""

@@ -3,21 +3,59 @@
 use kvmesh_core::Digest;
 
 use super::super::entry::{Key, State};
-use super::super::{NamespaceId, Room, Slot};
+use super::super::{NamespaceId, Origins, Room, Slot};
 use super::Catalog;
 use crate::journal::Journal;
 
 impl Catalog {
-    /// Reserves room for blocks that are on their way up; `promoted` each.
+    /// Reserves room for blocks that are on their way up from a tier; `promoted` each.
     pub(crate) fn promote(
         &mut self,
         journal: &Journal,
         namespace: NamespaceId,
         parent: Option<&Digest>,
         chain: &[Digest],
+        from: kvmesh_core::Tier,
     ) -> Vec<Room> {
         let state = State::Promoting { readers: 0 };
-        self.reserve_as(state, journal, namespace, parent, chain)
+        let rooms = self.reserve_as(state, journal, namespace, parent, chain);
+        for room in &rooms {
+            if let Room::Reserved(slot) = room
+                && let Some(block) = self.slabs.get_mut(*slot)
+            {
+                block.came_from = Some(from);
+            }
+        }
+        rooms
+    }
+
+    /// Where leased blocks came from that are read for the first time since.
+    pub(crate) fn take_origins(&mut self, slots: &[Slot]) -> Origins {
+        let mut origins = Origins::default();
+        for &slot in slots {
+            match self
+                .slabs
+                .get_mut(slot)
+                .and_then(|block| block.came_from.take())
+            {
+                Some(kvmesh_core::Tier::Nvme) => origins.nvme += 1,
+                Some(kvmesh_core::Tier::Network) => origins.network += 1,
+                _ => {}
+            }
+        }
+        origins
+    }
+
+    /// The block will not come, but its slot may still be written: it is not to be found any more. `promoted` frees it.
+    pub(crate) fn forsake(&mut self, slot: Slot) {
+        let Some(block) = self.slabs.get(slot) else {
+            return;
+        };
+        if let State::Promoting { readers } = block.state {
+            self.unlist(slot, false);
+            // Whoever fills it counts as one more reader.
+            self.doom(slot, readers + 1);
+        }
     }
 
     /// The block has arrived whole, or will not come.
@@ -25,8 +63,11 @@ impl Catalog {
         let Some(block) = self.slabs.get_mut(slot) else {
             return;
         };
-        let State::Promoting { readers } = block.state else {
-            return;
+        let readers = match block.state {
+            State::Promoting { readers } => readers,
+            // Forsaken.
+            State::Doomed { .. } => return self.release(slot),
+            _ => return,
         };
         if whole {
             block.state = State::Registered { readers };

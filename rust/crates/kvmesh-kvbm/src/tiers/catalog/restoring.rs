@@ -170,6 +170,7 @@ impl Catalog {
                 used: at.tick,
                 id: BlockId(0),
                 parked: None,
+                came_from: None,
             };
             let slab = self.slab_of(namespace);
             if self.index.get(&key).is_some() || !self.slabs.insert_at(slab, slot, block) {

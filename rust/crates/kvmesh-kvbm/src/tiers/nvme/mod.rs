@@ -1,7 +1,7 @@
 //! The nvme tier: blocks in a preallocated file on a local disk, which outlive the process.
 //!
 //! * [`disk`] is the slab file and [`io`] the way bytes get there and back; [`map`] records what every slot holds;
-//!   [`contents`] is that in memory.
+//!   [`contents`] is that in memory; [`tier`] makes it one.
 //! * A disk that fails, fills up, vanishes or does not answer takes the tier out: it is empty and full at once, and
 //!   says why. Then it is tried again and again, and comes back with what its record says.
 
@@ -27,7 +27,6 @@ use super::contents::Contents;
 use super::{NamespaceId, Slot};
 use crate::error::{Error, Result};
 use crate::eviction::Policy;
-use crate::image::Layout;
 use crate::journal::Journal;
 use crate::namespace::Namespace;
 
@@ -258,24 +257,6 @@ impl NvmeTier {
     fn online(&self) -> Result<Arc<Device>> {
         let device = self.device.read().clone();
         device.ok_or_else(|| Error::Offline(self.dir.clone()))
-    }
-
-    fn block(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
-        let contents = self.contents.lock();
-        let slot = contents.inside(slot).ok_or(Error::NotFilled)?;
-        let (namespace, digest) = contents.catalog.block(slot).ok_or(Error::NotFilled)?;
-        Ok((digest, contents.catalog.layout(namespace).clone()))
-    }
-
-    fn reserved(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
-        let block = self.block(slot)?;
-        let contents = self.contents.lock();
-        let inside = contents.inside(slot);
-        if inside.is_some_and(|slot| contents.catalog.is_reserved(slot)) {
-            Ok(block)
-        } else {
-            Err(Error::NotFilled)
-        }
     }
 }
 

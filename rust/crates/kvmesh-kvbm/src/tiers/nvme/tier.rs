@@ -1,80 +1,57 @@
-//! The contract, on top of what is kept.
+//! How a block's bytes get to the disk from the heap, and back: one by one, for callers that wait.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use kvmesh_core::{BlockHash, Digest};
+use kvmesh_core::Digest;
+use parking_lot::Mutex;
 
 use super::NvmeTier;
 use super::io::{Direction, Transfer};
 use crate::copy::checksum;
 use crate::error::{Error, Result};
-use crate::eviction::Hints;
 use crate::image::{AT_REST, Layout};
-use crate::journal::{Change, Journal};
+use crate::journal::Journal;
 use crate::namespace::Namespace;
 use crate::tiers::contents::Contents;
-use crate::tiers::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
+use crate::tiers::kept::Kept;
+use crate::tiers::{NamespaceId, Slot};
 
-impl Tier for NvmeTier {
-    fn kind(&self) -> Option<kvmesh_core::Tier> {
-        Some(kvmesh_core::Tier::Nvme)
+impl Kept for NvmeTier {
+    const KIND: kvmesh_core::Tier = kvmesh_core::Tier::Nvme;
+
+    fn contents(&self) -> &Mutex<Contents> {
+        &self.contents
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            retains: true,
-            mapped: false,
-            durable: true,
-        }
+    fn changes(&self) -> &Journal {
+        &self.journal
     }
 
-    fn open(&self, namespace: &Namespace) -> Result<NamespaceId> {
+    fn open_kept(&self, namespace: &Namespace) -> Result<NamespaceId> {
         self.open_recorded(namespace)
     }
 
-    fn layout(&self, namespace: NamespaceId) -> Arc<Layout> {
-        self.contents.lock().catalog.layout(namespace).clone()
+    fn is_writable(&self) -> bool {
+        true
     }
 
-    fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
-        self.contents.lock().catalog.hint(namespace, blocks, hints);
+    /// `write` puts it on record, before the first byte.
+    fn made_room(&self) {}
+
+    fn changed(&self) {
+        self.record();
     }
 
-    fn lookup(&self, namespace: NamespaceId, chain: &[Digest]) -> usize {
-        self.contents.lock().catalog.lookup(namespace, chain)
-    }
-
-    fn reserve(
+    fn write_block(
         &self,
-        namespace: NamespaceId,
-        parent: Option<&Digest>,
-        chain: &[Digest],
-    ) -> Vec<Room> {
-        let mut contents = self.contents.lock();
-        if !contents.online {
-            return vec![Room::Full; chain.len()];
-        }
-        let Contents { catalog, epoch, .. } = &mut *contents;
-        let rooms = catalog.reserve(&self.journal, namespace, parent, chain);
-        let outside = |room| match room {
-            Room::Reserved(slot) => Room::Reserved(epoch.outside(slot)),
-            other => other,
-        };
-        rooms.into_iter().map(outside).collect()
-    }
-
-    fn fill(&self, slot: Slot, segments: &[&[u8]]) -> Result<()> {
-        let (digest, layout) = self.reserved(slot)?;
-        let sizes = layout.segments().iter().map(|s| s.bytes);
-        if !segments.iter().map(|bytes| bytes.len()).eq(sizes) {
-            return Err(Error::Invalid(
-                "the segments are not the namespace's".into(),
-            ));
-        }
+        slot: Slot,
+        digest: &Digest,
+        layout: &Layout,
+        checksums: &[u64],
+        segments: &[&[u8]],
+    ) -> Result<()> {
         let mut image = aligned(layout.slot_bytes())?;
-        let checksums: Vec<u64> = segments.iter().map(|bytes| checksum(bytes)).collect();
-        let header = layout.encode_header(&digest, &checksums);
+        let header = layout.encode_header(digest, checksums);
         image[..header.len()].copy_from_slice(&header);
         image[..8].copy_from_slice(&AT_REST.to_le_bytes());
         for (bytes, segment) in segments.iter().zip(layout.segments()) {
@@ -90,132 +67,14 @@ impl Tier for NvmeTier {
         written
     }
 
-    fn seal(&self, slot: Slot) -> Result<()> {
-        let mut contents = self.contents.lock();
-        let inside = contents.inside(slot).ok_or(Error::NotFilled)?;
-        if contents.filled.remove(&inside) && contents.catalog.seal(inside) {
-            Ok(())
-        } else {
-            Err(Error::NotFilled)
-        }
-    }
-
-    fn abandon(&self, slots: &[Slot]) {
-        let mut contents = self.contents.lock();
-        for &slot in slots {
-            if let Some(slot) = contents.inside(slot) {
-                contents.filled.remove(&slot);
-                contents.catalog.abandon(slot);
-            }
-        }
-    }
-
-    fn register(&self, slots: &[Slot]) {
-        {
-            let mut contents = self.contents.lock();
-            let slots: Vec<Slot> = slots.iter().filter_map(|&s| contents.inside(s)).collect();
-            contents.catalog.register(&self.journal, &slots);
-        }
-        self.record();
-    }
-
-    fn lease(&self, namespace: NamespaceId, chain: &[Digest], limit: usize) -> Vec<Slot> {
-        let mut contents = self.contents.lock();
-        let slots = contents.catalog.lease(namespace, chain, limit);
-        slots
-            .into_iter()
-            .map(|slot| contents.epoch.outside(slot))
-            .collect()
-    }
-
-    fn walk(&self, after: Option<Slot>, limit: usize) -> Vec<Held> {
-        let mut contents = self.contents.lock();
-        let after = match after.map(|slot| contents.inside(slot)) {
-            // What lay behind it went with the time it is of.
-            Some(None) => return Vec::new(),
-            after => after.flatten(),
-        };
-        let held = contents.catalog.walk(after, limit);
-        let outside = |block: Held| Held {
-            slot: contents.epoch.outside(block.slot),
-            ..block
-        };
-        held.into_iter().map(outside).collect()
-    }
-
-    fn hold(&self, namespace: NamespaceId, digest: &Digest) -> Option<Slot> {
-        let mut contents = self.contents.lock();
-        let slot = contents.catalog.hold_block(namespace, digest)?;
-        Some(contents.epoch.outside(slot))
-    }
-
-    fn digests(&self, namespace: NamespaceId, chain: &[BlockHash]) -> Vec<Digest> {
-        self.contents.lock().catalog.digests(namespace, chain)
-    }
-
-    fn read(&self, slot: Slot, segments: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let read = self.verified(slot, segments, out);
-        if matches!(read, Err(Error::Corrupt { .. })) {
-            self.discard(slot);
-        }
-        read
-    }
-
-    fn release(&self, slots: &[Slot]) {
-        let mut contents = self.contents.lock();
-        for &slot in slots {
-            if let Some(slot) = contents.inside(slot) {
-                contents.catalog.release(slot);
-            }
-        }
-    }
-
-    fn discard(&self, slot: Slot) {
-        {
-            let mut contents = self.contents.lock();
-            if let Some(slot) = contents.inside(slot) {
-                contents.catalog.discard(&self.journal, slot);
-            }
-        }
-        self.record();
-    }
-
-    fn evict(&self, namespace: NamespaceId, blocks: &[Digest]) -> usize {
-        let evicted = (self.contents.lock().catalog).evict(&self.journal, namespace, blocks);
-        self.record();
-        evicted
-    }
-
-    fn flush(&self) -> usize {
-        let flushed = self.contents.lock().catalog.flush(&self.journal);
-        self.record();
-        flushed
-    }
-
-    fn stats(&self) -> Stats {
-        self.contents.lock().catalog.stats()
-    }
-
-    fn journal(&self) -> Option<&Journal> {
-        Some(&self.journal)
-    }
-
-    fn snapshot(&self) -> (Vec<Change>, Vec<Change>) {
-        let contents = self.contents.lock();
-        // Changes are noted under the lock: these two belong together.
-        (self.journal.drain(), contents.catalog.chains())
-    }
-}
-
-impl NvmeTier {
-    fn verified(&self, slot: Slot, segments: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let (digest, layout) = self.block(slot)?;
-        let wanted = &layout.segments()[segments.clone()];
-        if out.len() != wanted.iter().map(|segment| segment.bytes).sum::<usize>() {
-            return Err(Error::Invalid(
-                "the buffer does not have the segments' size".into(),
-            ));
-        }
+    fn read_block(
+        &self,
+        slot: Slot,
+        digest: &Digest,
+        layout: &Layout,
+        segments: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let mut image = aligned(layout.slot_bytes())?;
         let pieces = [(image.as_mut_ptr(), image.len())];
         let mut moved = Err(Error::NotFilled);
@@ -225,10 +84,12 @@ impl NvmeTier {
             moved = result;
         });
         moved?;
+        let digest = *digest;
         let corrupt = |what| Error::Corrupt { digest, what };
         let checksums = layout
             .decode_as(AT_REST, &image[..layout.header_bytes()], &digest)
             .ok_or_else(|| corrupt("header"))?;
+        let wanted = &layout.segments()[segments.clone()];
         let mut rest = out;
         for (segment, expected) in wanted.iter().zip(&checksums[segments]) {
             let (this, next) = rest.split_at_mut(segment.bytes);

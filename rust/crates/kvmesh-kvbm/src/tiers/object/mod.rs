@@ -1,7 +1,7 @@
 //! The object tier: blocks in object storage, which all stores of a cluster share and which outlives them.
 //!
 //! * [`bucket`] is the service, every call with a deadline; [`names`] is what objects are called and hold;
-//!   [`keeper`] takes the tier out and brings it back; [`tier`] is the contract.
+//!   [`keeper`] takes the tier out and brings it back; [`tier`] makes it one.
 //! * What is there is known by listing: at the start, now and then, and where somebody asks for a block. A block that
 //!   another store deleted meanwhile is absent when it is read, and forgotten.
 //! * A service that is down, slow, full or refuses takes the tier out: it is empty and full at once, and says why. Then
@@ -228,7 +228,7 @@ impl ObjectTier {
     /// Reads a leased slot's object, whose bytes prove nothing yet. A block that is gone is forgotten, and `Lost`.
     pub(crate) async fn get(&self, slot: Slot) -> Result<Vec<u8>> {
         let online = self.service()?;
-        let (digest, _) = self.block(slot)?;
+        let (digest, _) = self.contents.lock().block(slot)?;
         let path = self.object_of(slot).ok_or(Error::NotFilled)?;
         match online.bucket.get(&path).await {
             Ok(body) => {
@@ -299,13 +299,6 @@ impl ObjectTier {
             online.described.lock().insert(name);
         }
         Ok(())
-    }
-
-    fn block(&self, slot: Slot) -> Result<(Digest, Arc<Layout>)> {
-        let contents = self.contents.lock();
-        let slot = contents.inside(slot).ok_or(Error::NotFilled)?;
-        let (namespace, digest) = contents.catalog.block(slot).ok_or(Error::NotFilled)?;
-        Ok((digest, contents.catalog.layout(namespace).clone()))
     }
 
     fn service(&self) -> Result<Arc<Online>> {

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from kvmesh.router import stream as stream_module
-from kvmesh.router.stream import EventStream, Verdict
+from kvmesh.common.events import stream as stream_module
+from kvmesh.common.events.stream import EventStream, Verdict
 from kvmesh.v1.events_pb2 import KvEventBatch
 
 
