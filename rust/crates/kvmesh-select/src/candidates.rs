@@ -6,36 +6,14 @@ use crate::{
     cost::{Cached, Seat, terms},
     policy::PolicyName,
     rates::Work,
+    scratch::Scratch,
     selector::{Context, Selector},
     types::{Candidate, Found, Request, Role, Terms, WorkerId},
     worker::Worker,
 };
 
-/// Used again by every decision.
-#[derive(Default)]
-pub struct Scratch {
-    found: Vec<Found>,
-    /// By worker: leading blocks by tier, speculation included.
-    depths: Vec<[u32; 4]>,
-    /// By worker: evictions of late, in blocks a window.
-    evictions: Vec<f64>,
-    /// Decode workers as partners of any prefill worker.
-    pub partners: Vec<Candidate>,
-    pub candidates: Vec<Candidate>,
-    /// Those of all requests of a plan.
-    pub planned: Vec<Candidate>,
-    pub costs: Vec<f64>,
-}
-
 /// By pool, the decode worker that any of its prefill workers would be paired with.
 type Partners = SmallVec<[(u32, Candidate); 1]>;
-
-impl Scratch {
-    /// Leading blocks of the request last looked up that a worker sees, by tier.
-    pub fn depth(&self, worker: WorkerId) -> [u32; 4] {
-        self.depths[worker.index as usize]
-    }
-}
 
 /// What is the same for all workers in one decision.
 struct Common {

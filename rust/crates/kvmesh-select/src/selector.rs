@@ -4,8 +4,8 @@ use rand::RngCore;
 use rustc_hash::FxHashMap;
 
 use crate::{
+    accuracy::Errors,
     admission::Refused,
-    candidates::Scratch,
     config::Config,
     drain::Drain,
     eviction::Returns,
@@ -13,7 +13,7 @@ use crate::{
     line::Line,
     policy::{Policy, PolicyName},
     rates::ClassRates,
-    reports::Errors,
+    scratch::Scratch,
     shadow::Shadow,
     slots::{Leases, Progress},
     speculation::Speculation,
