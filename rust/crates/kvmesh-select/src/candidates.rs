@@ -50,9 +50,7 @@ impl Selector {
     fn pools(&self, request: &Request) -> SmallVec<[u32; 1]> {
         let mut pools = SmallVec::new();
         for worker in self.workers.iter().flatten() {
-            if worker.role == Role::Decode
-                && !pools.contains(&worker.pool)
-                && !request.exclude.contains(&worker.id)
+            if worker.role == Role::Decode && !pools.contains(&worker.pool) && worker.takes(request)
             {
                 pools.push(worker.pool);
             }
@@ -110,10 +108,7 @@ impl Selector {
         let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
         self.scratch.partners.clear();
         for worker in self.workers.iter().flatten() {
-            if worker.role != Role::Decode
-                || worker.pool != pool
-                || request.exclude.contains(&worker.id)
-            {
+            if worker.role != Role::Decode || worker.pool != pool || !worker.takes(request) {
                 continue;
             }
             let rates = &self.rates[worker.class];
@@ -145,7 +140,7 @@ impl Selector {
         // Most workers have nothing of a prompt cached: their work is the same.
         let mut last: Option<(usize, u32, Cached, Work, f64)> = None;
         for worker in self.workers.iter().flatten() {
-            if worker.role == Role::Decode || request.exclude.contains(&worker.id) {
+            if worker.role == Role::Decode || !worker.takes(request) {
                 continue;
             }
             let rates = &self.rates[worker.class];
@@ -222,7 +217,7 @@ impl Selector {
                 Role::Prefill => pools.contains(&worker.pool),
                 Role::Decode => false,
             };
-            able && !request.exclude.contains(&worker.id)
+            able && worker.takes(request)
         })
     }
 
