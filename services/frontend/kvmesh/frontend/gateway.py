@@ -12,12 +12,21 @@ from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
 from kvmesh.frontend.serving.call import (
+<<<<<<< HEAD
     TOKEN,
     Call,
     bound_output,
     check_ids,
     check_prompt,
     check_prompt_ids,
+=======
+    Call,
+    bound_output,
+    check_ids,
+    check_offered,
+    check_prompt,
+    needs_of,
+>>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
 )
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
@@ -77,6 +86,7 @@ class Gateway:
         received: float | None = None,
         ids_from_client: bool = False,
         default_output: int | None = None,
+        embeds: bool = False,
         timeout_s: float | None = None,
         explain: bool = False,
         policy: str = "",
@@ -92,14 +102,20 @@ class Gateway:
         configured one. `tenant` and `priority` are the client's wish; what its key says holds
         (`kvmesh.frontend.tenants.identity`). `share` is the part of its request that it pays for.
 
-        Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED or PERMISSION_DENIED.
+        Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED or PERMISSION_DENIED.
         """
         caller = CALLER.get()
         if self.tenants is not None:
             self.tenants.check_model(caller, self.models.names_of(model))
         tenant = tenant_of(caller, tenant)
+<<<<<<< HEAD
         prompt = array(TOKEN, token_ids)
         check_prompt(model, prompt, param)
+=======
+        needs = needs_of(sampling, embeds=embeds)
+        check_offered(model, needs, params or {})
+        check_prompt(model, token_ids, param, embeds=embeds)
+>>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
         if ids_from_client:
             check_prompt_ids(model, prompt, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")
@@ -120,6 +136,7 @@ class Gateway:
             session_id=session_id,
             tenant=tenant,
             priority=priority_of(caller, priority),
+            needs=needs,
             cache_salt=cache_salt_of(model.info.cache_salt, "" if self._share_cache else tenant),
             charge=self._charge(caller, model, len(token_ids), sampling.max_new_tokens, said, share),
             params=params or {},
