@@ -72,8 +72,10 @@ async def test_both_halves_of_a_pair_must_have_it(router: Router) -> None:
     assert "no worker of model `tiny` has the capability `constrain`" in error.message
     router.put(worker("d1", Role.ROLE_DECODE, can=CONSTRAINED))
     for _ in range(8):
-        placement = (await router.route(request(needs=CONSTRAINED))).placement
+        response = await router.route(request(needs=CONSTRAINED))
+        placement = response.placement
         assert (placement.prefill.id, placement.decode.id) == ("p1", "d1")
+        router.report(response.lease.id, ended=True)
 
 
 async def test_what_is_missing_for_now_is_waited_for(router: Router) -> None:
@@ -121,3 +123,5 @@ async def test_embedding_and_generating_workers_of_one_model_are_told_apart(rout
         vector = await router.route(request(needs=[CAPABILITY_EMBED]))
         text = await router.route(request(needs=PLAIN))
         assert (vector.placement.decode.id, text.placement.decode.id) == ("v", "a")
+        for lease in (vector.lease.id, text.lease.id):
+            router.report(lease, ended=True)
