@@ -169,7 +169,7 @@ def set_(
     if len(failures) == len(answers):
         raise failures[0]
     documents = [
-        {"router": of.address, "error": of.failure.message} if of.failure is not None else of.value
+        of.value or {"router": of.address, "error": of.failure.message if of.failure else ""}
         for of in answers
     ]
     if as_json:
