@@ -59,18 +59,24 @@ impl Selector {
     }
 
     fn common(&mut self, request: &Request, now: f64) -> Common {
-        let rate = |worker: &Option<Worker>| match worker {
-            Some(worker) => worker.residency.rate(now),
-            None => 0.0,
-        };
-        self.scratch.evictions.clear();
-        self.scratch.evictions.extend(self.workers.iter().map(rate));
-        let evictions: f64 = self.scratch.evictions.iter().sum();
-        let workers = self.workers.iter().flatten();
+        let evict = self.config.prices.evict * self.returns.chance();
+        // The requests of one plan see the same.
+        if evict > 0.0 && self.scratch.evictions_of != Some((now, self.evictions_changed)) {
+            let rate = |worker: &Option<Worker>| match worker {
+                Some(worker) => worker.residency.rate(now),
+                None => 0.0,
+            };
+            self.scratch.evictions_of = Some((now, self.evictions_changed));
+            self.scratch.evictions.clear();
+            self.scratch.evictions.extend(self.workers.iter().map(rate));
+            let evictions: f64 = self.scratch.evictions.iter().sum();
+            let workers = self.workers.iter().flatten();
+            self.scratch.mean_evictions = evictions / workers.count().max(1) as f64;
+        }
         Common {
             new_blocks: request.prompt_tokens.div_ceil(self.config.block_tokens),
-            evict: self.config.prices.evict * self.returns.chance(),
-            evictions: evictions / workers.count().max(1) as f64,
+            evict,
+            evictions: self.scratch.mean_evictions,
         }
     }
 

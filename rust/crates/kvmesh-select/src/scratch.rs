@@ -10,6 +10,9 @@ pub struct Scratch {
     pub depths: Vec<[u32; 4]>,
     /// By worker: evictions of late, in blocks a window.
     pub evictions: Vec<f64>,
+    pub mean_evictions: f64,
+    /// When that was, and after how many of their changes.
+    pub evictions_of: Option<(f64, u64)>,
     /// Decode workers as partners of any prefill worker.
     pub partners: Vec<Candidate>,
     pub candidates: Vec<Candidate>,
