@@ -12,21 +12,14 @@ from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
 from kvmesh.frontend.serving.call import (
-<<<<<<< HEAD
     TOKEN,
-    Call,
-    bound_output,
-    check_ids,
-    check_prompt,
-    check_prompt_ids,
-=======
     Call,
     bound_output,
     check_ids,
     check_offered,
     check_prompt,
+    check_prompt_ids,
     needs_of,
->>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
 )
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
@@ -108,14 +101,10 @@ class Gateway:
         if self.tenants is not None:
             self.tenants.check_model(caller, self.models.names_of(model))
         tenant = tenant_of(caller, tenant)
-<<<<<<< HEAD
-        prompt = array(TOKEN, token_ids)
-        check_prompt(model, prompt, param)
-=======
         needs = needs_of(sampling, embeds=embeds)
         check_offered(model, needs, params or {})
-        check_prompt(model, token_ids, param, embeds=embeds)
->>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
+        prompt = array(TOKEN, token_ids)
+        check_prompt(model, prompt, param, embeds=embeds)
         if ids_from_client:
             check_prompt_ids(model, prompt, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-<<<<<<< HEAD
 import numpy as np
 
-=======
 from kvmesh.common.capabilities import missing, needed
->>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.tenants.charge import Charge
@@ -84,9 +81,6 @@ def check_embeds(model: Model) -> None:
         )
 
 
-<<<<<<< HEAD
-def check_prompt(model: Model, token_ids: array[int], param: str) -> None:
-=======
 def needs_of(sampling: SamplingParams, *, embeds: bool) -> list[Capability]:
     """What a request's workers must be able to do."""
     if embeds:
@@ -110,8 +104,7 @@ def check_offered(model: Model, needs: Sequence[Capability], params: Mapping[str
     raise error
 
 
-def check_prompt(model: Model, token_ids: Sequence[int], param: str, *, embeds: bool = False) -> None:
->>>>>>> bb976d0 (Workers register what they can do and their LoRA adapters, bodies say what they need, and what no worker has is refused by its name)
+def check_prompt(model: Model, token_ids: array[int], param: str, *, embeds: bool = False) -> None:
     """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
     if not token_ids:
         raise invalid(f"{param} must not be empty", param)
