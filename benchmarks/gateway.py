@@ -34,7 +34,7 @@ from kvmesh.common.config import load_config
 from kvmesh.core import TextModel
 from kvmesh.engine.model import resolve_model
 from load_client import Load, drive
-from peers import environment
+from peers import DYNAMO, dynamo_environment
 
 PROMPT_TOKENS = 576
 STREAMS = (1, 32, 128, 512)
@@ -42,21 +42,6 @@ OUT = (1, 16)
 WORKERS = 4
 IDLE = 10_000
 TURNS = 16
-DYNAMO = "1.6.1"
-NEEDS = [
-    "pydantic",
-    "uvloop",
-    "pyyaml",
-    "msgspec",
-    "transformers",
-    "tokenizers",
-    "zstandard",
-    "prometheus-client",
-    "tqdm",
-    "aiohttp",
-    "pyzmq",
-    "msgpack",
-]
 CPU_GOAL = {1: 0.35, 16: 0.6}
 # Dynamo's requests a second at 128 streams as measured before, with another client on another 2-core machine.
 DYNAMO_ELSEWHERE = {1: 1_791, 16: 450}
@@ -103,9 +88,7 @@ def _model_name(served: Mesh) -> str:
 @contextmanager
 def dynamo(home: Path) -> Iterator[Side]:
     """Dynamo's frontend and mocker in processes of their own. Raises RuntimeError when it cannot be had."""
-    python = environment(
-        f"dynamo-{DYNAMO}", NEEDS, bare=[f"ai-dynamo=={DYNAMO}", f"ai-dynamo-runtime=={DYNAMO}"]
-    )
+    python = dynamo_environment()
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

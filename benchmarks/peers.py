@@ -11,6 +11,22 @@ from pathlib import Path
 from harness import ROOT, say
 
 PEERS = ROOT / ".cache" / "peers"
+DYNAMO = "1.6.1"
+# What of its dependencies its Python side cannot do without.
+_DYNAMO_NEEDS = [
+    "pydantic",
+    "uvloop",
+    "pyyaml",
+    "msgspec",
+    "transformers",
+    "tokenizers",
+    "zstandard",
+    "prometheus-client",
+    "tqdm",
+    "aiohttp",
+    "pyzmq",
+    "msgpack",
+]
 
 
 def environment(name: str, packages: Sequence[str], *, bare: Sequence[str] = ()) -> Path:
@@ -37,6 +53,12 @@ def environment(name: str, packages: Sequence[str], *, bare: Sequence[str] = ())
             raise RuntimeError(f"cannot install {name}: {result.stderr.strip()[-500:]}")
     done.touch()
     return python
+
+
+def dynamo_environment() -> Path:
+    """The Python of Dynamo's environment. Raises RuntimeError when it cannot be had."""
+    bare = [f"ai-dynamo=={DYNAMO}", f"ai-dynamo-runtime=={DYNAMO}"]
+    return environment(f"dynamo-{DYNAMO}", _DYNAMO_NEEDS, bare=bare)
 
 
 def _uv() -> str:

@@ -1,30 +1,43 @@
-"""A router's decisions: in process through the binding, and over one gRPC stream to a router's process.
+"""A router's decisions: in process through the binding, and over gRPC to a router's process.
 
 A cycle places a request, reports its prompt as computed and ends it. An eighth of the workers have half of
-every prompt cached; every worker has live streams. Over the stream 8 requests are under way at once, with 64
-workers and prompts of 16 blocks; CPU is the router process' own. Goals: a decision of 16 blocks <= 10 us at
-64 workers and <= 30 us at 512.
+every prompt cached; every worker has live streams. Over gRPC 8 requests are under way at once, with 64
+workers and prompts of 16 blocks: on one stream, as gateways do it, and by 8 clients with a unary call for
+each of the three; CPU is the router process' own. Beside them Dynamo's SelectionService with the same load in
+its caller's process, without a network; its CPU is its caller's, too. Rounds take turns. Goals: a decision of
+16 blocks <= 10 us at 64 workers and <= 30 us at 512; three times Dynamo's cycles a second over the stream,
+1.2 times by unary calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 
-from harness import Cell, Report, cpu_seconds, main, say
+import grpc.aio
+import uvloop
+
+from harness import Cell, Report, cpu_seconds, interleave, main, say
+from peers import DYNAMO, dynamo_environment
 
 # isort: split
 from fixtures.holders import Members, worker_info
 from kvmesh.common.bus import Bus
-from kvmesh.common.config import RouterConfig
+from kvmesh.common.config import Config, RouterConfig
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.grpc.streams import Stream, StreamHub
+from kvmesh.common.lifecycle import RoleServer
 from kvmesh.core import Placed, PrefixIndex, Selector
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.route_stream import RouteStream
@@ -32,16 +45,20 @@ from kvmesh.router.service import RouterService
 from kvmesh.v1.router_pb2 import (
     LeaseReport,
     NumberedRoute,
+    ReportRequest,
     RouteRequest,
     RouteResponse,
     RouteStreamRequest,
     RouteStreamResponse,
 )
+from kvmesh.v1.router_pb2_grpc import RouterServiceStub, add_RouterServiceServicer_to_server
 
 METHOD = "/kvmesh.v1.RouterService/RouteStream"
 BLOCK = 16
 AT_ONCE = 8
 WORKERS = 64
+# Each client has a connection of its own.
+OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 
 def in_process(workers: int, blocks: int, rounds: int) -> dict[str, float]:
@@ -134,23 +151,28 @@ class Caller:
 
 
 async def serve() -> None:
-    """The router's side: prints its port, and ends with its parent."""
+    """The router's side, served as its process does: prints its port, and ends with its parent."""
     members = Members()
+    config = Config()
+    server = RoleServer("router", config, RouterConfig(port=0, metrics_port=0))
     feed = IndexFeed(PrefixIndex(), members, Bus("nats://127.0.0.1:1", "bench"), Channels())
     bus = Bus("nats://127.0.0.1:1", "bench")
     service = RouterService(members, bus, feed, RouterConfig(), random=random.Random(1))
     for number in range(WORKERS):
         members.put(worker_info(f"w{number}"))
-    hub = StreamHub()
+    name = "kvmesh.v1.RouterService"
+    server.add_service(name, add_RouterServiceServicer_to_server, service)
+    server.add_stream(name, "RouteStream", lambda stream: RouteStream(stream, service.routing))
+    await server.start()
     service.start()
-    accept = {METHOD: lambda stream: RouteStream(stream, service.routing)}
-    print(hub.serve("127.0.0.1", 0, accept, "/nowhere"), flush=True)
+    print(server.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    hub.close()
+    await server.stop(0)
 
 
-async def over_a_stream(cycles: int) -> dict[str, float]:
-    """Cycles a second, the router's CPU for each in microseconds, milliseconds from question to answer."""
+@asynccontextmanager
+async def routing() -> AsyncIterator[tuple[int, int]]:
+    """A router's process: its pid and port."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     router = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--serve", stdin=-1, stdout=-1, env=environment
@@ -161,28 +183,93 @@ async def over_a_stream(cycles: int) -> dict[str, float]:
     while not port:
         line = (await router.stdout.readline()).strip()
         port = int(line) if line.isdigit() else 0
-    hub = StreamHub()
     try:
-        for count in (cycles // 10, cycles):
-            caller = Caller(count)
-            caller.stream = hub.open(f"127.0.0.1:{port}", METHOD, caller)
-            cpu, began = cpu_seconds([router.pid]), time.perf_counter()
-            caller.ask(AT_ONCE, [])
-            await caller.over.wait()
-            spent = time.perf_counter() - began
-            cpu = cpu_seconds([router.pid]) - cpu
-            caller.stream.cancel()
-            assert len(caller.waits) == count
+        yield router.pid, port
     finally:
-        hub.close()
         router.stdin.close()
         await router.wait()
-    caller.waits.sort()
+
+
+async def over_a_stream(cycles: int) -> dict[str, float]:
+    """Cycles a second, the router's CPU for each in microseconds, milliseconds from question to answer."""
+    hub = StreamHub()
+    try:
+        async with routing() as (pid, port):
+            for count in (cycles // 10, cycles):
+                caller = Caller(count)
+                caller.stream = hub.open(f"127.0.0.1:{port}", METHOD, caller)
+                cpu, began = cpu_seconds([pid]), time.perf_counter()
+                caller.ask(AT_ONCE, [])
+                await caller.over.wait()
+                figures = _figures(caller.waits, began, cpu_seconds([pid]) - cpu)
+                caller.stream.cancel()
+                assert len(caller.waits) == count
+    finally:
+        hub.close()
+    return figures
+
+
+async def by_unary_calls(cycles: int) -> dict[str, float]:
+    """The same figures, of clients that each wait for the answer to every call."""
+    chains = [[random.getrandbits(64) for _ in range(16)] for _ in range(64)]
+    waits: list[float] = []
+
+    async def client(stub: RouterServiceStub, name: int, count: int) -> None:
+        for number in range(count):
+            asked = time.perf_counter()
+            placed = await stub.Route(
+                RouteRequest(
+                    request_id=f"c{name}-{number}", prompt_tokens=257, block_hashes=chains[number % 64]
+                )
+            )
+            waits.append(time.perf_counter() - asked)
+            for report in (
+                LeaseReport(lease_id=placed.lease.id, prefill_done=True, output_tokens=1),
+                LeaseReport(lease_id=placed.lease.id, output_tokens=100, ended=True),
+            ):
+                await stub.Report(ReportRequest(reports=[report]))
+
+    async with routing() as (pid, port), AsyncExitStack() as channels:
+        stubs = [
+            RouterServiceStub(
+                await channels.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN))
+            )
+            for _ in range(AT_ONCE)
+        ]
+        for count in (cycles // 10, cycles):
+            waits.clear()
+            cpu, began = cpu_seconds([pid]), time.perf_counter()
+            each = count // AT_ONCE
+            await asyncio.gather(*(client(stub, name, each) for name, stub in enumerate(stubs)))
+            figures = _figures(waits, began, cpu_seconds([pid]) - cpu)
+    return figures
+
+
+async def dynamo(cycles: int) -> dict[str, float]:
+    """The same figures of Dynamo's SelectionService. Raises RuntimeError when it cannot be had."""
+    python = dynamo_environment()
+    arguments = [WORKERS, AT_ONCE, cycles, 16, BLOCK]
+    peer = await asyncio.create_subprocess_exec(
+        python,
+        Path(__file__).with_name("selection_peer.py"),
+        *map(str, arguments),
+        stdout=-1,
+        stderr=-1,
+        env=os.environ | {"DYN_LOG": "error"},
+    )
+    said, complaint = await peer.communicate()
+    if peer.returncode:
+        raise RuntimeError(f"SelectionService does not run: {complaint.decode()[-300:]}")
+    return json.loads(said.splitlines()[-1])
+
+
+def _figures(waits: list[float], began: float, cpu: float) -> dict[str, float]:
+    spent, ordered = time.perf_counter() - began, sorted(waits)
     return {
-        "rate": count / spent,
-        "cpu_us": 1e6 * cpu / count,
-        "p50_ms": 1e3 * statistics.median(caller.waits),
-        "p99_ms": 1e3 * caller.waits[int(0.99 * count)],
+        "rate": len(waits) / spent,
+        "cpu_us": 1e6 * cpu / len(waits),
+        "p50_ms": 1e3 * statistics.median(waits),
+        "p99_ms": 1e3 * ordered[int(0.99 * len(waits))],
     }
 
 
@@ -198,16 +285,29 @@ async def run(report: Report, quick: bool) -> None:
             report.add(Cell(name, "us", "lower", found["decision"], goal=goal))
             report.add(Cell(f"{name}, p99", "us", "lower", found["p99"]))
             report.add(Cell(f"cycle, {workers} workers, {blocks} blocks", "us", "lower", found["cycle"]))
-    say("over a stream")
-    found = await over_a_stream(2_000 if quick else 20_000)
-    report.add(Cell("cycles a second over a stream", "1/s", "higher", found["rate"]))
-    report.add(Cell("router CPU of a cycle", "us", "lower", found["cpu_us"]))
-    report.add(Cell("question to answer", "ms", "lower", found["p50_ms"]))
-    report.add(Cell("question to answer, p99", "ms", "lower", found["p99_ms"]))
+    cycles = 2_000 if quick else 20_000
+    ways = {"stream": partial(over_a_stream, cycles), "unary": partial(by_unary_calls, cycles)}
+    try:
+        await dynamo(AT_ONCE * 10)
+        ways["dynamo"] = partial(dynamo, cycles)
+    except RuntimeError as error:
+        say(f"Dynamo is left out: {error}")
+    found = await interleave(ways, 1 if quick else 3)
+    for way, said, goal in (("stream", "over a stream", 3.0), ("unary", "by unary calls", 1.2)):
+        for figure, unit, label in (
+            ("rate", "1/s", "cycles a second"),
+            ("cpu_us", "us", "router CPU of a cycle"),
+            ("p50_ms", "ms", "question to answer"),
+            ("p99_ms", "ms", "question to answer, p99"),
+        ):
+            peers = {f"Dynamo {DYNAMO}": found["dynamo"][figure]} if "dynamo" in found else {}
+            better = "higher" if figure == "rate" else "lower"
+            wanted = goal if figure == "rate" and peers else None
+            report.add(Cell(f"{label}, {said}", unit, better, found[way][figure], peers, goal=wanted))
 
 
 if __name__ == "__main__":
     if "--serve" in sys.argv:
-        asyncio.run(serve())
+        uvloop.run(serve())
     else:
         main(__file__, run)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
 from fixtures.mesh import Mesh, wait_for, wait_until
+from fixtures.ports import free_port
 from kvmesh.cli.app import app
 from kvmesh.common.errors import KvmeshError
 
@@ -98,6 +102,43 @@ async def test_a_router_killed_under_load_fails_no_request(mesh: Mesh) -> None:
     metrics_port = mesh.config["router"]["metrics_port"]
     assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_leases") == 0
     assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_foreign_leases") == 0
+
+
+async def test_a_router_that_comes_later_is_used_and_a_killed_one_leaves(mesh: Mesh, tmp_path: Path) -> None:
+    await wait_until(lambda: in_step(mesh), 60, "the routers to hear each other")
+    load = Load(mesh.url)
+    load.start(8)
+    port, metrics_port = free_port(), free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("KVMESH_")} | {
+        "KVMESH_ROUTER__PORT": str(port),
+        "KVMESH_ROUTER__METRICS_PORT": str(metrics_port),
+    }
+    command = [sys.executable, "-m", "kvmesh.router", "--config", str(mesh.file)]
+    with (tmp_path / "router.log").open("wb") as log:
+        later = await asyncio.create_subprocess_exec(*command, env=environment, stderr=log)
+    try:
+
+        def shown() -> list[str]:
+            return [router["address"] for router in mesh.status()["routers"] if "error" not in router]
+
+        address = f"127.0.0.1:{port}"
+        await wait_until(lambda: address in shown(), 60, "the later router to be found")
+        await load.more(32)
+        placed = await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_decision_seconds_count")
+        assert placed >= 8, "it is asked as the others are"
+        later.kill()
+        await later.wait()
+        await load.more(32)
+        await wait_until(lambda: in_step(mesh), 30, "the dead router to have left")
+    finally:
+        if later.returncode is None:
+            later.kill()
+            await later.wait()
+    await load.more(16)
+    await load.stop()
+    assert load.failures == []
+    assert load.policies == {"kv"}, "every request was placed by a router"
+    await wait_until(mesh.idle, 10, "every request, block, transfer and lease to be gone")
 
 
 def test_commands_ask_every_router(mesh: Mesh) -> None:

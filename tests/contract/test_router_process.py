@@ -179,7 +179,7 @@ async def test_a_log_is_replayed_by_the_command(mesh: RouterMesh, tmp_path: Path
             RouteRequest(request_id=f"r{number}", block_hashes=[1, 2, 3, number], prompt_tokens=70)
         )
     command = [sys.executable, "-m", "kvmesh.cli", "router"]
-    router = ["--router", mesh.config.router.effective_address()]
+    router = ["--router", mesh.config.router.effective_addresses()[0]]
 
     async def run(*arguments: str) -> str:
         done = await asyncio.to_thread(

@@ -128,3 +128,53 @@ async def test_a_router_that_says_nothing_is_left_alone(
         assert (len(mute.requests), len(other.requests)) == (1, 6)
         await eventually(lambda: len(mute.cancels) == 1)
         await worker.kill()
+
+
+async def test_routers_that_come_later_are_asked_and_those_that_leave_are_not(answer_ids: list[int]) -> None:
+    async with frontend(routers=3) as front:
+        worker = await join(front, answer_ids)
+        first, _, third = front.routers
+        addresses = front.directory.addresses
+        front.directory.set(addresses[0])
+        for _ in range(4):
+            assert await ask(front) == "scripted"
+        assert [len(router.requests) for router in front.routers] == [4, 0, 0]
+        front.directory.set(*addresses)
+        for _ in range(6):
+            assert await ask(front) == "scripted"
+        assert [len(router.requests) for router in front.routers] == [6, 2, 2]
+        front.directory.set(*addresses[1:])
+        for _ in range(4):
+            assert await ask(front) == "scripted"
+        assert [len(router.requests) for router in front.routers] == [6, 4, 4]
+        front.directory.set()
+        assert await ask(front) == "fallback"
+        front.directory.set(addresses[2])
+        assert await ask(front) == "scripted"
+        assert len(third.requests) == 5
+        await eventually(lambda: front.idle(worker))
+        assert not first.live
+        await worker.kill()
+
+
+async def test_a_router_that_leaves_answers_what_it_was_asked(answer_ids: list[int]) -> None:
+    async with frontend(routers=2) as front:
+        worker = await join(front, answer_ids)
+        first, second = front.routers
+        addresses = front.directory.addresses
+        front.directory.set(addresses[0])
+        waiting(first)
+        asked = asyncio.create_task(ask(front))
+        await eventually(lambda: len(first.requests) == 1)
+        front.directory.set(addresses[1])
+        assert await ask(front) == "scripted"
+        assert len(second.requests) == 1
+        first.gate.set()
+        assert await asked == "scripted"
+        # Its lease, which the other has taken over by then, ends there.
+        await eventually(
+            lambda: any(report.ended for report in second.reports if report.lease_id in first.live)
+        )
+        first.live.clear()
+        await eventually(lambda: front.idle(worker))
+        await worker.kill()

@@ -95,22 +95,25 @@ def test_the_plan_names_every_process_and_keeps_worker_ports_apart(home: Home) -
     assert specs[0].stage == max(spec.stage for spec in specs)
 
 
-def test_further_routers_have_ports_that_everybody_is_told(home: Home) -> None:
+def test_further_routers_have_ports_of_their_own(home: Home) -> None:
     log = {"path": "/var/log/decisions"}
     wanted = {"engine": {"kind": "mock"}, "router": {"replicas": 3, "port": 0, "decision_log": log}}
     config = ports.assign(load_config(None, wanted))
-    addresses = config.router.effective_addresses()
-    assert addresses[0] == f"127.0.0.1:{config.router.port}"
+    # Frontends and commands find them by their registrations.
+    assert config.router.addresses() == []
     specs = [spec for spec in plan(config, home, {}) if spec.role == "router"]
     assert [spec.name for spec in specs] == ["router", "router-1", "router-2"]
-    assert [spec.address for spec in specs] == addresses
+    addresses = [spec.address for spec in specs]
+    assert addresses[0] == f"127.0.0.1:{config.router.port}"
     assert len(set(addresses)) == 3
     assert specs[2].environment["KVMESH_ROUTER__PORT"] == addresses[2].rpartition(":")[2]
     assert specs[2].environment["KVMESH_ROUTER__DECISION_LOG__PATH"] == "/var/log/decisions-2"
     # Where they are given they stay as they are.
     given = ["127.0.0.1:9001", "127.0.0.1:9002"]
     config = ports.assign(load_config(None, {"router": {"replicas": 2, "address": given}}))
-    assert config.router.effective_addresses() == given
+    assert config.router.addresses() == given
+    specs = [spec for spec in plan(config, home, {}) if spec.name == "router-1"]
+    assert [spec.address for spec in specs] == given[1:]
 
 
 def test_a_bus_of_others_is_not_started_and_workers_carry_the_nodes_name(home: Home) -> None:

@@ -35,7 +35,7 @@ def refused(path: Path | None = None, overrides: dict | None = None) -> str:
 def test_defaults_need_no_file() -> None:
     config = load_config()
     assert config.router.policy == "kv"
-    assert config.router.effective_address() == "127.0.0.1:8100"
+    assert (config.router.addresses(), config.router.effective_addresses()) == ([], ["127.0.0.1:8100"])
 
 
 def test_routers_are_one_address_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_routers_are_one_address_or_several(monkeypatch: pytest.MonkeyPatch) -> 
     assert load_config().router.effective_addresses() == ["router:8100"]
     monkeypatch.setenv("KVMESH_ROUTER__ADDRESS", '["a:1", "b:2"]')
     config = load_config().router
-    assert (config.effective_addresses(), config.effective_address()) == (several, "a:1")
+    assert config.addresses() == config.effective_addresses() == several
 
 
 def test_precedence_is_override_environment_file_default(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvmesh.common import metrics
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
-from kvmesh.engine.contract import Role
+from kvmesh.engine.contract import EngineInfo, Role
+from kvmesh.engine.mock.engine import MockEngine
+from kvmesh.engine.model import ModelSource
 from kvmesh.engine.worker.registration import Registration
+from kvmesh.v1.common_pb2 import (
+    CAPABILITY_CONSTRAIN,
+    CAPABILITY_EMBED,
+    CAPABILITY_GENERATE,
+    CAPABILITY_LOGPROBS,
+    Capability,
+)
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 
@@ -20,3 +31,22 @@ def test_a_format_that_is_not_known(key: str) -> None:
     ) as caught:
         Registration(config, Role.DECODE, "decode-0", 1, metrics.worker("decode"))
     assert caught.value.code == ErrorCode.ERROR_CODE_INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("facts", "capabilities"),
+    [
+        ({}, [CAPABILITY_GENERATE, CAPABILITY_LOGPROBS]),
+        ({"constraints": True}, [CAPABILITY_GENERATE, CAPABILITY_LOGPROBS, CAPABILITY_CONSTRAIN]),
+        ({"embedding_size": 8}, [CAPABILITY_EMBED]),
+    ],
+)
+async def test_what_the_engine_can_do(facts: dict[str, Any], capabilities: list[Capability]) -> None:
+    config = load_config(None, {"engine": {"kind": "mock"}})
+    registration = Registration(config, Role.AGGREGATED, "a", 1, metrics.worker("aggregated"))
+    info = EngineInfo(Role.AGGREGATED, 64, 100, 16, 4, 1, (2,), adapters=("x", "y"), **facts)
+    engine = MockEngine(config, Role.AGGREGATED, model_path="", worker_id="a")
+    registration.ready(engine, info, ModelSource("m", "/nowhere"))
+    model = registration.info().model
+    assert sorted(model.capabilities) == sorted(capabilities)
+    assert list(model.adapters) == ["x", "y"]

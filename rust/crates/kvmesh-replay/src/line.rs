@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Of the lines, and of the state in snapshots.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]

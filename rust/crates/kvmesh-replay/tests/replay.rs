@@ -161,7 +161,7 @@ fn a_changed_log_is_noticed_and_a_broken_one_refused() {
         matches!(broken, Err(ReplayError::Line { line: 3.., .. })),
         "{broken:?}"
     );
-    let newer = text.replacen(r#""version":2"#, r#""version":3"#, 1);
+    let newer = text.replacen(r#""version":3"#, r#""version":4"#, 1);
     assert_ne!(newer, text);
     fs::write(&path, newer).expect("written");
     assert!(replay(&path, &Options::default()).is_err());

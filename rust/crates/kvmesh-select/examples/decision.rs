@@ -52,6 +52,7 @@ fn main() {
             blocks: 8192,
             pass_tokens: 8192,
             probe: Probe::default(),
+            offers: Vec::new(),
         };
         let mut lookup = Half(
             (0..workers)

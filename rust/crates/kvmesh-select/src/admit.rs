@@ -87,7 +87,7 @@ impl Selector {
         self.find(request, context);
         let workers = self.workers.iter().flatten();
         let own = workers
-            .filter(|worker| worker.role != Role::Decode)
+            .filter(|worker| worker.role != Role::Decode && worker.takes(request))
             .map(|worker| {
                 let depth = self.scratch.depth(worker.id);
                 let cached = Cached::of(depth, request.prompt_tokens, self.config.block_tokens);

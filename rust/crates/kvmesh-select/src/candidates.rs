@@ -6,36 +6,14 @@ use crate::{
     cost::{Cached, Seat, terms},
     policy::PolicyName,
     rates::Work,
+    scratch::Scratch,
     selector::{Context, Selector},
     types::{Candidate, Found, Request, Role, Terms, WorkerId},
     worker::Worker,
 };
 
-/// Used again by every decision.
-#[derive(Default)]
-pub struct Scratch {
-    found: Vec<Found>,
-    /// By worker: leading blocks by tier, speculation included.
-    depths: Vec<[u32; 4]>,
-    /// By worker: evictions of late, in blocks a window.
-    evictions: Vec<f64>,
-    /// Decode workers as partners of any prefill worker.
-    pub partners: Vec<Candidate>,
-    pub candidates: Vec<Candidate>,
-    /// Those of all requests of a plan.
-    pub planned: Vec<Candidate>,
-    pub costs: Vec<f64>,
-}
-
 /// By pool, the decode worker that any of its prefill workers would be paired with.
 type Partners = SmallVec<[(u32, Candidate); 1]>;
-
-impl Scratch {
-    /// Leading blocks of the request last looked up that a worker sees, by tier.
-    pub fn depth(&self, worker: WorkerId) -> [u32; 4] {
-        self.depths[worker.index as usize]
-    }
-}
 
 /// What is the same for all workers in one decision.
 struct Common {
@@ -72,9 +50,7 @@ impl Selector {
     fn pools(&self, request: &Request) -> SmallVec<[u32; 1]> {
         let mut pools = SmallVec::new();
         for worker in self.workers.iter().flatten() {
-            if worker.role == Role::Decode
-                && !pools.contains(&worker.pool)
-                && !request.exclude.contains(&worker.id)
+            if worker.role == Role::Decode && !pools.contains(&worker.pool) && worker.takes(request)
             {
                 pools.push(worker.pool);
             }
@@ -83,18 +59,24 @@ impl Selector {
     }
 
     fn common(&mut self, request: &Request, now: f64) -> Common {
-        let rate = |worker: &Option<Worker>| match worker {
-            Some(worker) => worker.residency.rate(now),
-            None => 0.0,
-        };
-        self.scratch.evictions.clear();
-        self.scratch.evictions.extend(self.workers.iter().map(rate));
-        let evictions: f64 = self.scratch.evictions.iter().sum();
-        let workers = self.workers.iter().flatten();
+        let evict = self.config.prices.evict * self.returns.chance();
+        // The requests of one plan see the same.
+        if evict > 0.0 && self.scratch.evictions_of != Some((now, self.evictions_changed)) {
+            let rate = |worker: &Option<Worker>| match worker {
+                Some(worker) => worker.residency.rate(now),
+                None => 0.0,
+            };
+            self.scratch.evictions_of = Some((now, self.evictions_changed));
+            self.scratch.evictions.clear();
+            self.scratch.evictions.extend(self.workers.iter().map(rate));
+            let evictions: f64 = self.scratch.evictions.iter().sum();
+            let workers = self.workers.iter().flatten();
+            self.scratch.mean_evictions = evictions / workers.count().max(1) as f64;
+        }
         Common {
             new_blocks: request.prompt_tokens.div_ceil(self.config.block_tokens),
-            evict: self.config.prices.evict * self.returns.chance(),
-            evictions: evictions / workers.count().max(1) as f64,
+            evict,
+            evictions: self.scratch.mean_evictions,
         }
     }
 
@@ -132,10 +114,7 @@ impl Selector {
         let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
         self.scratch.partners.clear();
         for worker in self.workers.iter().flatten() {
-            if worker.role != Role::Decode
-                || worker.pool != pool
-                || request.exclude.contains(&worker.id)
-            {
+            if worker.role != Role::Decode || worker.pool != pool || !worker.takes(request) {
                 continue;
             }
             let rates = &self.rates[worker.class];
@@ -167,7 +146,7 @@ impl Selector {
         // Most workers have nothing of a prompt cached: their work is the same.
         let mut last: Option<(usize, u32, Cached, Work, f64)> = None;
         for worker in self.workers.iter().flatten() {
-            if worker.role == Role::Decode || request.exclude.contains(&worker.id) {
+            if worker.role == Role::Decode || !worker.takes(request) {
                 continue;
             }
             let rates = &self.rates[worker.class];
@@ -244,7 +223,7 @@ impl Selector {
                 Role::Prefill => pools.contains(&worker.pool),
                 Role::Decode => false,
             };
-            able && !request.exclude.contains(&worker.id)
+            able && worker.takes(request)
         })
     }
 

@@ -3,13 +3,13 @@
 use rand::{Rng, RngCore};
 
 use crate::{
-    candidates::Scratch,
     choose::choose,
     cost::Seat,
     held::Held,
     policy::PolicyName,
     queue::Waiting,
     rates::Work,
+    scratch::Scratch,
     selector::{Context, Selector},
     types::{Candidate, Placed, Request},
 };

@@ -13,10 +13,12 @@
 //! [`policy`] turns candidates into costs, and [`choose`] costs into a winner. `kv` places waiting requests jointly
 //! ([`plan`]). When no worker has room, requests wait in line: by priority, tenant and deadline ([`Admission`]).
 
+mod accuracy;
 mod admission;
 mod admit;
 mod adopt;
 mod candidates;
+mod cast;
 pub mod choose;
 mod config;
 mod cost;
@@ -34,6 +36,7 @@ mod queue;
 pub mod rates;
 mod reports;
 pub mod saved;
+mod scratch;
 mod select;
 mod selector;
 mod shadow;
@@ -44,13 +47,13 @@ mod types;
 mod urgency;
 mod worker;
 
+pub use accuracy::Errors;
 pub use admission::{Admission, Reason, Refused};
 pub use adopt::Adopted;
 pub use config::Config;
 pub use cost::Prices;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use rates::{Law, Probe};
-pub use reports::Errors;
 pub use selector::{Context, NoWorker, Selector};
 pub use shadow::{GivenRates, Shadow};
 pub use slots::{Changed, Lease, Leases, Progress, Slots};

@@ -18,6 +18,7 @@ impl Selector {
             life: self.lives,
         };
         self.lives += 1;
+        self.evictions_changed += 1;
         let next = self.rates.len();
         let class = *self.classes.entry(spec.class.clone()).or_insert(next);
         if class == next {
@@ -37,6 +38,7 @@ impl Selector {
     pub fn remove_worker(&mut self, id: WorkerId) {
         if self.worker(id).is_some() {
             self.workers[id.index as usize] = None;
+            self.evictions_changed += 1;
             self.leases.forget(id);
             self.speculation.forget(id);
         }
@@ -73,6 +75,7 @@ impl Selector {
     pub fn removed(&mut self, now: f64, id: WorkerId, hashes: &[u64]) {
         if let Some(worker) = self.worker_mut(id) {
             worker.residency.removed(now, hashes.len());
+            self.evictions_changed += 1;
             self.returns.removed(hashes);
             self.speculation.removed(id, hashes);
         }

@@ -90,10 +90,9 @@ impl<'a, T: Table> Plan<'a, T> {
             trial: Vec::new(),
         };
         for item in 0..items {
-            let costs = (0..backlogs.len()).map(|column| match table.entry(item, column).own.ms {
-                ms if ms.is_finite() => plan.cost(column, &[item]),
-                _ => f64::INFINITY,
-            });
+            let waited = table.waited(item);
+            let costs = (0..backlogs.len())
+                .map(|column| plan.cost_alone(table.entry(item, column), waited, backlogs[column]));
             let costs: Vec<f64> = costs.collect();
             plan.alone.extend(costs);
         }
@@ -117,8 +116,9 @@ impl<'a, T: Table> Plan<'a, T> {
                 break;
             }
         }
-        let first_pass = |(column, sequence): (usize, &Vec<usize>)| {
-            sequence[..plan.walk(column, sequence, f64::INFINITY).1].to_vec()
+        let first_pass = |(column, sequence): (usize, &Vec<usize>)| match sequence.is_empty() {
+            true => Vec::new(),
+            false => sequence[..plan.walk(column, sequence, f64::INFINITY).1].to_vec(),
         };
         plan.sequences.iter().enumerate().map(first_pass).collect()
     }
@@ -174,6 +174,15 @@ impl<'a, T: Table> Plan<'a, T> {
             self.costs[column] += added;
             (column, at)
         })
+    }
+
+    /// As [`Self::walk`] of one request: what most are asked for on most workers, to the last bit.
+    fn cost_alone(&self, entry: &Entry, waited: f64, backlog_ms: f64) -> f64 {
+        if !entry.own.ms.is_finite() {
+            return f64::INFINITY;
+        }
+        let first = waited + (backlog_ms + entry.own.ms) + entry.extra_ms;
+        entry.aside_ms + entry.own.ms * entry.share + (first + first * first / self.tail_ms)
     }
 
     fn cost(&self, column: usize, sequence: &[usize]) -> f64 {

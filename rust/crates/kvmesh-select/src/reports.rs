@@ -10,19 +10,6 @@ use crate::{
 /// Shorter streams say little of the time between tokens.
 const STREAM_TOKENS: u32 = 16;
 
-/// How far predicted times to the first token were off, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Errors {
-    /// Prompts computed.
-    pub count: u64,
-    /// Sum of actual minus predicted milliseconds from placement to computed prompt.
-    pub bias_ms: f64,
-    /// Sum of their absolute values.
-    pub absolute_ms: f64,
-    /// Sum of the actual milliseconds.
-    pub actual_ms: f64,
-}
-
 impl Selector {
     /// Renews a lease and takes note of what it reached; whether that is more than before. None for one that is not
     /// held. `moved_ms` of the time until its prompt was computed and reported went into moving its KV.

@@ -6,8 +6,8 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    config::Config, drain::Drain, eviction::Returns, held::Waitlist, line::Line,
-    policy::PolicyName, rates::ClassRates, reports::Errors, selector::Selector, slots::Leases,
+    accuracy::Errors, config::Config, drain::Drain, eviction::Returns, held::Waitlist, line::Line,
+    policy::PolicyName, rates::ClassRates, selector::Selector, slots::Leases,
     speculation::Speculation, tail::Tail, worker::Worker,
 };
 

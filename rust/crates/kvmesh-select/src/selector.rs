@@ -4,8 +4,8 @@ use rand::RngCore;
 use rustc_hash::FxHashMap;
 
 use crate::{
+    accuracy::Errors,
     admission::Refused,
-    candidates::Scratch,
     config::Config,
     drain::Drain,
     eviction::Returns,
@@ -13,7 +13,7 @@ use crate::{
     line::Line,
     policy::{Policy, PolicyName},
     rates::ClassRates,
-    reports::Errors,
+    scratch::Scratch,
     shadow::Shadow,
     slots::{Leases, Progress},
     speculation::Speculation,
@@ -67,6 +67,8 @@ pub struct Selector {
     /// Of a live stream: when it began, and what its worker had spent on prompts by then.
     pub(crate) streams: FxHashMap<u64, (f64, f64)>,
     pub(crate) tail: Tail,
+    /// How often workers came, left or evicted something.
+    pub(crate) evictions_changed: u64,
     pub(crate) scratch: Scratch,
     pub(crate) errors: Errors,
     pub(crate) shadows: Vec<Shadow>,
@@ -91,6 +93,7 @@ impl Selector {
             gathering: None,
             streams: FxHashMap::default(),
             tail: Tail::default(),
+            evictions_changed: 0,
             scratch: Scratch::default(),
             errors: Errors::default(),
             shadows: Vec::new(),

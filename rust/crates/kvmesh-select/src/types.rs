@@ -70,6 +70,9 @@ pub struct WorkerSpec {
     pub pass_tokens: u32,
     /// What it measured of itself.
     pub probe: Probe,
+    /// What it can do that not every worker can: hashes of names, in any order.
+    #[serde(default)]
+    pub offers: Vec<u64>,
 }
 
 /// A request to be placed.
@@ -92,6 +95,9 @@ pub struct Request {
     pub deadline: Option<f64>,
     /// Workers that it must not go to.
     pub exclude: SmallVec<[WorkerId; 2]>,
+    /// What its workers must offer, both halves of a pair: of [`WorkerSpec::offers`].
+    #[serde(default)]
+    pub needs: SmallVec<[u64; 2]>,
     /// The policy to use; None: the selector's own.
     pub policy: Option<crate::PolicyName>,
     /// Whether its placement carries all candidates, even where the selector does not explain itself.

@@ -4,7 +4,7 @@ use crate::{
     eviction::Residency,
     queue::{Queue, Waiting},
     rates::{ClassRates, Pace, Work},
-    types::{Role, WorkerId, WorkerSpec},
+    types::{Request, Role, WorkerId, WorkerSpec},
 };
 
 /// Reports of prompts computed in one pass come within this time.
@@ -30,6 +30,8 @@ pub struct Worker {
     pub pool: u32,
     pub blocks: u32,
     pub pass_tokens: u32,
+    /// Sorted.
+    offers: Vec<u64>,
     pub pace: Pace,
     /// `pace.factor()`, which every decision needs.
     pub slower: f64,
@@ -44,6 +46,8 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(id: WorkerId, class: usize, spec: &WorkerSpec) -> Self {
+        let mut offers = spec.offers.clone();
+        offers.sort_unstable();
         Self {
             id,
             key: spec.key,
@@ -52,6 +56,7 @@ impl Worker {
             pool: spec.pool,
             blocks: spec.blocks.max(1),
             pass_tokens: spec.pass_tokens.max(1),
+            offers,
             pace: Pace::default(),
             slower: 1.0,
             misread: 1.0,
@@ -60,6 +65,12 @@ impl Worker {
             busy_ms: 0.0,
             last: None,
         }
+    }
+
+    /// Whether a request may go to it, busy or not.
+    pub fn takes(&self, request: &Request) -> bool {
+        let offered = |need: &u64| self.offers.binary_search(need).is_ok();
+        request.needs.iter().all(offered) && !request.exclude.contains(&self.id)
     }
 
     /// A prompt has been computed: learn from how long it took. `decode_ms` is what streams there take of each pass.

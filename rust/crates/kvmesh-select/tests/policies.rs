@@ -6,7 +6,7 @@ mod common;
 use std::collections::{HashMap, HashSet};
 
 use common::{Bench, immediate, prompt};
-use kvmesh_select::{Admission, Config, NoWorker, PolicyName, Role, WorkerId};
+use kvmesh_select::{Admission, Config, NoWorker, PolicyName, Role, WorkerId, WorkerSpec};
 
 const MIXED: [Role; 6] = [
     Role::Aggregated,
@@ -45,6 +45,96 @@ fn every_policy_places_where_it_may() {
         }
         assert!(seen.len() > 1, "{policy} always chose alike");
     }
+}
+
+/// Workers of all roles, of which the last three offer what others do not.
+fn able(policy: PolicyName) -> (Bench, Vec<WorkerId>) {
+    let (mut bench, mut ids) = Bench::new(config(policy), &MIXED);
+    for (key, role) in (10..).zip([Role::Aggregated, Role::Prefill, Role::Decode]) {
+        let offers = vec![900 - key, SCHEMAS, ADAPTER];
+        let spec = WorkerSpec {
+            offers,
+            ..common::spec(key, role)
+        };
+        ids.push(bench.selector.add_worker(&spec));
+    }
+    (bench, ids)
+}
+
+const SCHEMAS: u64 = 7;
+const ADAPTER: u64 = 8;
+
+#[test]
+fn every_policy_keeps_to_workers_that_offer_what_is_needed() {
+    for policy in PolicyName::ALL {
+        let (mut bench, ids) = able(policy);
+        let allowed = [(ids[6], ids[6]), (ids[7], ids[8])];
+        let mut seen = HashSet::new();
+        for id in 1..=60 {
+            let mut request = prompt(id, &[id]);
+            request.session = id;
+            request.needs = [SCHEMAS, ADAPTER].into_iter().collect();
+            let placed = bench.place(request).expect("a placement");
+            let pair = (placed.winner.prefill, placed.winner.decode);
+            assert!(allowed.contains(&pair), "{policy}: {pair:?}");
+            seen.insert(pair);
+        }
+        assert_eq!(seen.len(), 2, "{policy} always chose alike");
+        // Who needs nothing may go anywhere.
+        let mut others = HashSet::new();
+        for id in 101..=200 {
+            let mut request = prompt(id, &[id]);
+            request.session = id;
+            others.insert(bench.place(request).expect("a placement").winner.prefill);
+        }
+        assert!(others.len() > 2, "{policy}: {others:?}");
+        // One half that cannot is as good as none.
+        for left_out in [vec![ids[6], ids[7]], vec![ids[6], ids[8]]] {
+            let mut request = prompt(300, &[1]);
+            request.needs.push(SCHEMAS);
+            request.exclude = left_out.into();
+            assert_eq!(bench.submit(request), Err(NoWorker), "{policy}");
+        }
+        let mut request = prompt(301, &[1]);
+        request.needs.push(9);
+        assert_eq!(bench.submit(request), Err(NoWorker), "{policy}");
+    }
+}
+
+/// A request that waits is placed on a worker that joined later only if that offers what it needs.
+#[test]
+fn what_a_request_needs_holds_while_it_waits() {
+    let config = Config {
+        admission: Admission {
+            backlog_ms: 1.0,
+            ..Admission::default()
+        },
+        ..common::planned()
+    };
+    let (mut bench, _) = Bench::new(config, &[]);
+    let able = |key: u64, offers: Vec<u64>| WorkerSpec {
+        offers,
+        ..common::spec(key, Role::Aggregated)
+    };
+    let first = bench.selector.add_worker(&able(0, vec![SCHEMAS]));
+    for id in 1..=3 {
+        let mut request = prompt(id, &[id; 40]);
+        request.needs.push(SCHEMAS);
+        bench.submit(request).unwrap();
+    }
+    bench.tick();
+    let placed = |bench: &Bench| bench.placed.iter().map(|one| one.winner.prefill).collect();
+    let before: Vec<WorkerId> = placed(&bench);
+    assert_eq!(before, [first]);
+    assert_eq!(bench.selector.held(), 2);
+    bench.selector.add_worker(&able(1, Vec::new()));
+    bench.now = 5.0;
+    bench.tick();
+    assert_eq!(bench.selector.held(), 2, "the new one cannot");
+    let second = bench.selector.add_worker(&able(2, vec![SCHEMAS]));
+    bench.tick();
+    let after: Vec<WorkerId> = placed(&bench);
+    assert_eq!(after, [first, second]);
 }
 
 #[test]

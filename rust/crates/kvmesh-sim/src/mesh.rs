@@ -112,6 +112,7 @@ impl Mesh {
                 blocks: cluster.shape.blocks,
                 pass_tokens: cluster.shape.pass_tokens,
                 probe: probe(cluster, mesh.errors[number]),
+                offers: Vec::new(),
             };
             let id = mesh.selector.add_worker(&spec);
             mesh.selector.misread(id, mesh.errors[number]);

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kvmesh.cli.index_audit import Audit, Comparison, Held, Result, tier_name
 from kvmesh.cli.options import ConfigFile
+from kvmesh.cli.routers import router_addresses
 from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -200,7 +201,7 @@ def _run(
     async def run() -> _T:
         channels = mesh_channels(file)
         try:
-            return await ask(Audit(channels), routers or running_config(file).router.effective_addresses())
+            return await ask(Audit(channels), routers or await router_addresses(running_config(file)))
         finally:
             await channels.close()
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kvmesh.cli.index_audit import Audit, Comparison, tier_name
 from kvmesh.cli.options import ConfigFile
+from kvmesh.cli.routers import router_addresses
 from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.events.columns import STORE_TIERS
@@ -270,7 +271,7 @@ def _compare(identity: str, router: str | None, file: Path | None) -> list[Compa
     async def run() -> list[Comparison]:
         channels = mesh_channels(file)
         try:
-            address = router or running_config(file).router.effective_address()
+            address = router or (await router_addresses(running_config(file)))[0]
             return await Audit(channels).verify(address, identity)
         finally:
             await channels.close()

@@ -39,12 +39,13 @@ def plan(config: Config, home: Home, inherited: Mapping[str, str] | None = None)
 
 
 def _routers(config: Config, home: Home, base: dict[str, str]) -> Iterator[ProcessSpec]:
-    """The first has the configured ports, the rest those that `ports.assign` has put into the addresses."""
+    """The first has the configured ports, the rest those of the configured addresses, or else free ones."""
     service, router = "kvmesh.v1.RouterService", config.router
     yield _role("router", config, router, service, home, base, _CORE)
-    others = router.effective_addresses()[1:] if router.replicas > 1 else []
-    for number, address in enumerate(others[: router.replicas - 1], start=1):
-        port = int(address.rpartition(":")[2])
+    addresses = router.addresses()
+    for number in range(1, router.replicas):
+        # One that nobody has configured is found by its registration.
+        port = int(addresses[number].rpartition(":")[2]) if addresses else free_port(router.host)
         listen = router.model_copy(update={"port": port, "metrics_port": free_port(router.host)})
         environment = {
             "KVMESH_ROUTER__PORT": str(listen.port),

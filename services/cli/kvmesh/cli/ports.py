@@ -65,20 +65,14 @@ def check(config: Config) -> None:
 
 
 def assign(config: Config) -> Config:
-    """The same configuration with a free port wherever it says 0, and one for each further router."""
+    """The same configuration with a free port wherever it says 0."""
     changed: dict[str, dict[str, int]] = {}
     for port in configured(config):
         if not port.port:
             changed.setdefault(port.section, {})[port.field] = free_port(port.host)
-    assigned = config.model_copy(
+    return config.model_copy(
         update={name: getattr(config, name).model_copy(update=fields) for name, fields in changed.items()}
     )
-    router = assigned.router
-    if router.replicas == 1 or router.address:
-        return assigned
-    others = (free_port(router.host) for _ in range(router.replicas - 1))
-    addresses = [f"{router.advertised_host()}:{port}" for port in (router.port, *others)]
-    return assigned.model_copy(update={"router": router.model_copy(update={"address": addresses})})
 
 
 def free_port(host: str) -> int:

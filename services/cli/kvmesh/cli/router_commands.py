@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import grpc
 import typer
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvmesh.cli.options import ConfigFile
+from kvmesh.cli.routers import router_addresses
 from kvmesh.cli.settings import mesh_channels, running_config
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.grpc.client import Channels
@@ -135,6 +136,8 @@ def set_(
 ) -> None:
     """Change what holds in running routers, until they restart; the decision log says so, too.
 
+    Says of every router whether it has taken the change. Exit code 1 when one has not: set it again there.
+
     \b
     policy        of requests that name none
     temperature   0: the lowest cost wins; more softens the choice
@@ -161,11 +164,30 @@ def set_(
             "shadow": list(now.shadow),
         }
 
-    documents = _run(ask, router, config)
+    answers = asyncio.run(_ask_each(ask, router, config))
+    failures = [answer.failure for answer in answers if answer.failure is not None]
+    if len(failures) == len(answers):
+        raise failures[0]
+    documents = [
+        of.value or {"router": of.address, "error": of.failure.message if of.failure else ""}
+        for of in answers
+    ]
     if as_json:
         print(json.dumps(documents, indent=2))
-        return
+    else:
+        _show_settings(documents)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _show_settings(documents: Iterable[dict[str, Any]]) -> None:
     for document in documents:
+        if "error" in document:
+            Console(stderr=True, highlight=False).print(
+                f"[red]router {document['router']}: not changed:[/] {escape(document['error'])}",
+                soft_wrap=True,
+            )
+            continue
         shadow = ", ".join(document["shadow"]) or "none"
         print(
             f"router {document['router']}: policy {document['policy']}, "
@@ -318,37 +340,45 @@ def _cached(candidate: Candidate) -> str:
     return "  ".join(f"{tier} {tokens:,}" for tier, tokens in tiers if tokens) or "-"
 
 
+class _Answer(NamedTuple, Generic[_T]):
+    """What one router said: either has a value."""
+
+    address: str
+    value: _T | None
+    failure: KvmeshError | None
+
+
+async def _ask_each(
+    ask: Callable[[RouterServiceStub, str], Awaitable[_T]], routers: list[str] | None, file: Path | None
+) -> list[_Answer[_T]]:
+    """All routers at once; those named, or those of the mesh."""
+
+    async def one(channels: Channels, address: str) -> _Answer[_T]:
+        try:
+            return _Answer(address, await ask(RouterServiceStub(channels.get(address)), address), None)
+        except grpc.RpcError as error:
+            return _Answer(address, None, KvmeshError.from_rpc(error, f"router {address}"))
+
+    channels = mesh_channels(file)
+    try:
+        addresses = routers or await router_addresses(running_config(file))
+        return await asyncio.gather(*(one(channels, address) for address in addresses))
+    finally:
+        await channels.close()
+
+
 def _run(
     ask: Callable[[RouterServiceStub, str], Awaitable[_T]], routers: list[str] | None, file: Path | None
 ) -> list[_T]:
     """What the routers answer; says which do not. Raises KvmeshError where one refuses, or none answers."""
-    failures: list[KvmeshError] = []
-
-    async def one(channels: Channels, address: str) -> list[_T]:
-        try:
-            return [await ask(RouterServiceStub(channels.get(address)), address)]
-        except grpc.RpcError as error:
-            problem = KvmeshError.from_rpc(error, f"router {address}")
-            if problem.code not in _AWAY:
-                raise problem from None
-            failures.append(problem)
-            return []
-
-    async def run() -> list[_T]:
-        channels = mesh_channels(file)
-        try:
-            addresses = routers or running_config(file).router.effective_addresses()
-            answers = await asyncio.gather(*(one(channels, address) for address in addresses))
-            return [answer for of_one in answers for answer in of_one]
-        finally:
-            await channels.close()
-
-    answers = asyncio.run(run())
-    if not answers and failures:
-        raise failures[0]
+    answers = asyncio.run(_ask_each(ask, routers, file))
+    failures = [answer.failure for answer in answers if answer.failure is not None]
+    refusals = [failure for failure in failures if failure.code not in _AWAY]
+    if refusals or len(failures) == len(answers):
+        raise (refusals or failures)[0]
     for failure in failures:
         Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(failure.message)}")
-    return answers
+    return [cast("_T", answer.value) for answer in answers if answer.failure is None]
 
 
 def _table(*columns: str, whole: int = 0) -> Table:

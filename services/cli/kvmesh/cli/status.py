@@ -14,6 +14,7 @@ import nats
 import nats.errors
 
 from kvmesh.cli.home import Home, MeshStatus, ProcessState, ProcessStatus
+from kvmesh.cli.routers import router_addresses
 from kvmesh.common.bus import bus_security
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError
@@ -29,7 +30,7 @@ _WORKER_ROLES = ("prefill", "decode", "aggregated")
 
 
 async def collect(home: Home) -> dict[str, Any] | None:
-    """Ask every part at once; None when no mesh runs in `home`. Takes twice `DEADLINE_S` at most."""
+    """Ask every part at once; None when no mesh runs in `home`. Takes three times `DEADLINE_S` at most."""
     status = home.read_status()
     owner = home.owner()
     if status is None or owner is None or status.supervisor != owner:
@@ -37,12 +38,16 @@ async def collect(home: Home) -> dict[str, Any] | None:
     config = home.read_config()
     channels = Channels(MeshTls.of(config.tls))
     try:
-        addresses = config.router.effective_addresses()
+        own = [process.address for process in status.processes if process.role == "router"]
+        # Its own are shown whether they have registered or not.
+        addresses = dict.fromkeys([*own, *await router_addresses(config)])
         routers, kvbm, bus = await asyncio.gather(
             asyncio.gather(*(_router(address, channels) for address in addresses)),
             _kvbm(config, channels),
             _nats(config),
         )
+        # One may be known by two addresses, its own here and the one that others reach it by.
+        routers = list({router.get("replica") or router["address"]: router for router in routers}.values())
         known = [router.pop("workers", []) for router in routers]
         workers = await _workers(status, next(filter(None, known), []), channels)
     finally:

@@ -121,8 +121,6 @@ def _join(home: Home, wanted: Config, *, detach: bool, console: Console) -> None
     for port in ports.configured(wanted):
         if not port.port:
             wishes[port.section][port.field] = chosen.get((port.section, port.field))
-    if wanted.router.replicas > 1 and not wanted.router.address:
-        wishes["router"]["address"] = facts["router"]["address"]
     if wishes != facts:
         different = sorted(key for key in wishes if wishes[key] != facts.get(key))
         raise KvmeshError(

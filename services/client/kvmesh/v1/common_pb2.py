@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/common.proto\x12\tkvmesh.v1\"K\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\r\x12\x0c\n\x04nvme\x18\x03 \x01(\r\x12\x0f\n\x07network\x18\x04 \x01(\r\"\x83\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x0f\n\x07\x61liases\x18\x06 \x03(\t\x12\x13\n\x0btool_format\x18\x07 \x01(\t\x12\x18\n\x10reasoning_format\x18\x08 \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\t \x03(\x0e\x32\x15.kvmesh.v1.Capability\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\t\"Y\n\x06KvInfo\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x11\n\tnamespace\x18\x04 \x01(\x0c\"\xed\x02\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.kvmesh.v1.Role\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.kvmesh.v1.WorkerState\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12#\n\x05model\x18\x08 \x01(\x0b\x32\x14.kvmesh.v1.ModelInfo\x12\x1d\n\x02kv\x18\t \x01(\x0b\x32\x11.kvmesh.v1.KvInfo\x12.\n\tbootstrap\x18\n \x01(\x0b\x32\x1b.kvmesh.v1.BootstrapAddress\x12#\n\x04load\x18\x0b \x01(\x0b\x32\x15.kvmesh.v1.WorkerLoad\x12\x0b\n\x03pid\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x13\n\x0bpass_tokens\x18\x0e \x01(\r\".\n\x10\x42ootstrapAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\xd1\x01\n\nWorkerLoad\x12\x10\n\x08requests\x18\x01 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\x03 \x01(\r\x12\x15\n\rblocks_cached\x18\x04 \x01(\r\x12\x11\n\ttransfers\x18\x05 \x01(\r\x12\x1b\n\x13prompt_tokens_total\x18\x06 \x01(\x04\x12\x1b\n\x13output_tokens_total\x18\x07 \x01(\x04\x12\x1f\n\x17transferred_bytes_total\x18\x08 \x01(\x04*T\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x13\n\x0fROLE_AGGREGATED\x10\x03*]\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\r\n\tTIER_NVME\x10\x03\x12\x10\n\x0cTIER_NETWORK\x10\x04*W\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41PABILITY_GENERATE\x10\x01\x12\x14\n\x10\x43\x41PABILITY_EMBED\x10\x02*y\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/common.proto\x12\tkvmesh.v1\"K\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\r\x12\x0c\n\x04nvme\x18\x03 \x01(\r\x12\x0f\n\x07network\x18\x04 \x01(\r\"\x95\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x0f\n\x07\x61liases\x18\x06 \x03(\t\x12\x13\n\x0btool_format\x18\x07 \x01(\t\x12\x18\n\x10reasoning_format\x18\x08 \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\t \x03(\x0e\x32\x15.kvmesh.v1.Capability\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x0c \x03(\t\"Y\n\x06KvInfo\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x11\n\tnamespace\x18\x04 \x01(\x0c\"\xed\x02\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.kvmesh.v1.Role\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.kvmesh.v1.WorkerState\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12#\n\x05model\x18\x08 \x01(\x0b\x32\x14.kvmesh.v1.ModelInfo\x12\x1d\n\x02kv\x18\t \x01(\x0b\x32\x11.kvmesh.v1.KvInfo\x12.\n\tbootstrap\x18\n \x01(\x0b\x32\x1b.kvmesh.v1.BootstrapAddress\x12#\n\x04load\x18\x0b \x01(\x0b\x32\x15.kvmesh.v1.WorkerLoad\x12\x0b\n\x03pid\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x13\n\x0bpass_tokens\x18\x0e \x01(\r\".\n\x10\x42ootstrapAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\xd1\x01\n\nWorkerLoad\x12\x10\n\x08requests\x18\x01 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\x03 \x01(\r\x12\x15\n\rblocks_cached\x18\x04 \x01(\r\x12\x11\n\ttransfers\x18\x05 \x01(\r\x12\x1b\n\x13prompt_tokens_total\x18\x06 \x01(\x04\x12\x1b\n\x13output_tokens_total\x18\x07 \x01(\x04\x12\x1f\n\x17transferred_bytes_total\x18\x08 \x01(\x04*T\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x13\n\x0fROLE_AGGREGATED\x10\x03*]\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\r\n\tTIER_NVME\x10\x03\x12\x10\n\x0cTIER_NETWORK\x10\x04*\x8a\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41PABILITY_GENERATE\x10\x01\x12\x14\n\x10\x43\x41PABILITY_EMBED\x10\x02\x12\x18\n\x14\x43\x41PABILITY_CONSTRAIN\x10\x03\x12\x17\n\x13\x43\x41PABILITY_LOGPROBS\x10\x04*y\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvmesh.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1095
-  _globals['_ROLE']._serialized_end=1179
-  _globals['_TIER']._serialized_start=1181
-  _globals['_TIER']._serialized_end=1274
-  _globals['_CAPABILITY']._serialized_start=1276
-  _globals['_CAPABILITY']._serialized_end=1363
-  _globals['_WORKERSTATE']._serialized_start=1365
-  _globals['_WORKERSTATE']._serialized_end=1486
+  _globals['_ROLE']._serialized_start=1113
+  _globals['_ROLE']._serialized_end=1197
+  _globals['_TIER']._serialized_start=1199
+  _globals['_TIER']._serialized_end=1292
+  _globals['_CAPABILITY']._serialized_start=1295
+  _globals['_CAPABILITY']._serialized_end=1433
+  _globals['_WORKERSTATE']._serialized_start=1435
+  _globals['_WORKERSTATE']._serialized_end=1556
   _globals['_CACHEDTOKENS']._serialized_start=37
   _globals['_CACHEDTOKENS']._serialized_end=112
   _globals['_MODELINFO']._serialized_start=115
-  _globals['_MODELINFO']._serialized_end=374
-  _globals['_KVINFO']._serialized_start=376
-  _globals['_KVINFO']._serialized_end=465
-  _globals['_WORKERINFO']._serialized_start=468
-  _globals['_WORKERINFO']._serialized_end=833
-  _globals['_BOOTSTRAPADDRESS']._serialized_start=835
-  _globals['_BOOTSTRAPADDRESS']._serialized_end=881
-  _globals['_WORKERLOAD']._serialized_start=884
-  _globals['_WORKERLOAD']._serialized_end=1093
+  _globals['_MODELINFO']._serialized_end=392
+  _globals['_KVINFO']._serialized_start=394
+  _globals['_KVINFO']._serialized_end=483
+  _globals['_WORKERINFO']._serialized_start=486
+  _globals['_WORKERINFO']._serialized_end=851
+  _globals['_BOOTSTRAPADDRESS']._serialized_start=853
+  _globals['_BOOTSTRAPADDRESS']._serialized_end=899
+  _globals['_WORKERLOAD']._serialized_start=902
+  _globals['_WORKERLOAD']._serialized_end=1111
 # @@protoc_insertion_point(module_scope)

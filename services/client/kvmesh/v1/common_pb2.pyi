@@ -27,6 +27,8 @@ class Capability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAPABILITY_UNSPECIFIED: _ClassVar[Capability]
     CAPABILITY_GENERATE: _ClassVar[Capability]
     CAPABILITY_EMBED: _ClassVar[Capability]
+    CAPABILITY_CONSTRAIN: _ClassVar[Capability]
+    CAPABILITY_LOGPROBS: _ClassVar[Capability]
 
 class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -46,6 +48,8 @@ TIER_NETWORK: Tier
 CAPABILITY_UNSPECIFIED: Capability
 CAPABILITY_GENERATE: Capability
 CAPABILITY_EMBED: Capability
+CAPABILITY_CONSTRAIN: Capability
+CAPABILITY_LOGPROBS: Capability
 WORKER_STATE_UNSPECIFIED: WorkerState
 WORKER_STATE_STARTING: WorkerState
 WORKER_STATE_READY: WorkerState
@@ -64,7 +68,7 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., nvme: _Optional[int] = ..., network: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format", "capabilities", "embedding_size", "cache_salt")
+    __slots__ = ("name", "path", "context_length", "vocab_size", "eos_token_ids", "aliases", "tool_format", "reasoning_format", "capabilities", "embedding_size", "cache_salt", "adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +80,7 @@ class ModelInfo(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     context_length: int
@@ -87,7 +92,8 @@ class ModelInfo(_message.Message):
     capabilities: _containers.RepeatedScalarFieldContainer[Capability]
     embedding_size: int
     cache_salt: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., aliases: _Optional[_Iterable[str]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class KvInfo(_message.Message):
     __slots__ = ("page_size", "total_blocks", "block_bytes", "namespace")

@@ -26,7 +26,7 @@ from kvmesh.v1 import common_pb2 as kvmesh_dot_v1_dot_common__pb2
 from kvmesh.v1 import errors_pb2 as kvmesh_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/engine.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\x1a\x16kvmesh/v1/errors.proto\"s\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.kvmesh.v1.EngineRequestH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.kvmesh.v1.CancelRequestH\x00\x42\t\n\x07\x63ommand\"9\n\x10GenerateResponse\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.kvmesh.v1.RequestStep\"r\n\x0ePrefillRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.kvmesh.v1.EngineRequestH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.kvmesh.v1.CancelRequestH\x00\x42\t\n\x07\x63ommand\"8\n\x0fPrefillResponse\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.kvmesh.v1.RequestStep\"\xe7\x01\n\rEngineRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\'\n\tbootstrap\x18\x05 \x01(\x0b\x32\x14.kvmesh.v1.Bootstrap\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x13\n\x0btraceparent\x18\t \x01(\t\"\x1b\n\rCancelRequest\x12\n\n\x02id\x18\x01 \x01(\x04\"\xeb\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x08 \x01(\rH\x07\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\t \x01(\rH\x08\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x0c \x01(\x04H\n\x88\x01\x01\x12<\n\nlogit_bias\x18\r \x03(\x0b\x32(.kvmesh.v1.SamplingParams.LogitBiasEntry\x12)\n\nconstraint\x18\x0e \x01(\x0b\x32\x15.kvmesh.v1.Constraint\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x0f\n\r_top_logprobsB\x12\n\x10_prompt_logprobs\"f\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x65\x62nf\x18\x03 \x01(\tH\x00\x12\x18\n\x0estructural_tag\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"5\n\tBootstrap\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0c\n\x04room\x18\x03 \x01(\x04\"\x91\x02\n\x0bRequestStep\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12!\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x11.kvmesh.v1.Finish\x12\'\n\x06\x63\x61\x63hed\x18\x04 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x17.kvmesh.v1.EngineTiming\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x11\n\tembedding\x18\x08 \x03(\x02\"F\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x86\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.kvmesh.v1.FinishReason\x12\x1d\n\x10matched_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.ErrorB\x13\n\x11_matched_token_id\"a\n\x0c\x45ngineTiming\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x12\n\nprefill_ms\x18\x02 \x01(\x02\x12\x13\n\x0btransfer_ms\x18\x03 \x01(\x02\x12\x16\n\x0etransfer_bytes\x18\x04 \x01(\x04\"\x12\n\x10GetWorkerRequest\":\n\x11GetWorkerResponse\x12%\n\x06worker\x18\x01 \x01(\x0b\x32\x15.kvmesh.v1.WorkerInfo\"\x13\n\x11\x46lushCacheRequest\"\x14\n\x12\x46lushCacheResponse*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32X\n\rDecodeService\x12G\n\x08Generate\x12\x1a.kvmesh.v1.GenerateRequest\x1a\x1b.kvmesh.v1.GenerateResponse(\x01\x30\x01\x32V\n\x0ePrefillService\x12\x44\n\x07Prefill\x12\x19.kvmesh.v1.PrefillRequest\x1a\x1a.kvmesh.v1.PrefillResponse(\x01\x30\x01\x32\xa2\x01\n\rWorkerService\x12\x46\n\tGetWorker\x12\x1b.kvmesh.v1.GetWorkerRequest\x1a\x1c.kvmesh.v1.GetWorkerResponse\x12I\n\nFlushCache\x12\x1c.kvmesh.v1.FlushCacheRequest\x1a\x1d.kvmesh.v1.FlushCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvmesh/v1/engine.proto\x12\tkvmesh.v1\x1a\x16kvmesh/v1/common.proto\x1a\x16kvmesh/v1/errors.proto\"s\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.kvmesh.v1.EngineRequestH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.kvmesh.v1.CancelRequestH\x00\x42\t\n\x07\x63ommand\"9\n\x10GenerateResponse\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.kvmesh.v1.RequestStep\"r\n\x0ePrefillRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.kvmesh.v1.EngineRequestH\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.kvmesh.v1.CancelRequestH\x00\x42\t\n\x07\x63ommand\"8\n\x0fPrefillResponse\x12%\n\x05steps\x18\x01 \x03(\x0b\x32\x16.kvmesh.v1.RequestStep\"\xf8\x01\n\rEngineRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.kvmesh.v1.SamplingParams\x12\'\n\tbootstrap\x18\x05 \x01(\x0b\x32\x14.kvmesh.v1.Bootstrap\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\"\x1b\n\rCancelRequest\x12\n\n\x02id\x18\x01 \x01(\x04\"\xeb\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x08 \x01(\rH\x07\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\t \x01(\rH\x08\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x0c \x01(\x04H\n\x88\x01\x01\x12<\n\nlogit_bias\x18\r \x03(\x0b\x32(.kvmesh.v1.SamplingParams.LogitBiasEntry\x12)\n\nconstraint\x18\x0e \x01(\x0b\x32\x15.kvmesh.v1.Constraint\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x0f\n\r_top_logprobsB\x12\n\x10_prompt_logprobs\"f\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x65\x62nf\x18\x03 \x01(\tH\x00\x12\x18\n\x0estructural_tag\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"5\n\tBootstrap\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0c\n\x04room\x18\x03 \x01(\x04\"\x91\x02\n\x0bRequestStep\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12!\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x11.kvmesh.v1.Finish\x12\'\n\x06\x63\x61\x63hed\x18\x04 \x01(\x0b\x32\x17.kvmesh.v1.CachedTokens\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x17.kvmesh.v1.EngineTiming\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x17.kvmesh.v1.TokenLogprob\x12\x11\n\tembedding\x18\x08 \x03(\x02\"F\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x86\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.kvmesh.v1.FinishReason\x12\x1d\n\x10matched_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.kvmesh.v1.ErrorB\x13\n\x11_matched_token_id\"a\n\x0c\x45ngineTiming\x12\x10\n\x08queue_ms\x18\x01 \x01(\x02\x12\x12\n\nprefill_ms\x18\x02 \x01(\x02\x12\x13\n\x0btransfer_ms\x18\x03 \x01(\x02\x12\x16\n\x0etransfer_bytes\x18\x04 \x01(\x04\"\x12\n\x10GetWorkerRequest\":\n\x11GetWorkerResponse\x12%\n\x06worker\x18\x01 \x01(\x0b\x32\x15.kvmesh.v1.WorkerInfo\"\x13\n\x11\x46lushCacheRequest\"\x14\n\x12\x46lushCacheResponse*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32X\n\rDecodeService\x12G\n\x08Generate\x12\x1a.kvmesh.v1.GenerateRequest\x1a\x1b.kvmesh.v1.GenerateResponse(\x01\x30\x01\x32V\n\x0ePrefillService\x12\x44\n\x07Prefill\x12\x19.kvmesh.v1.PrefillRequest\x1a\x1a.kvmesh.v1.PrefillResponse(\x01\x30\x01\x32\xa2\x01\n\rWorkerService\x12\x46\n\tGetWorker\x12\x1b.kvmesh.v1.GetWorkerRequest\x1a\x1c.kvmesh.v1.GetWorkerResponse\x12I\n\nFlushCache\x12\x1c.kvmesh.v1.FlushCacheRequest\x1a\x1d.kvmesh.v1.FlushCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2315
-  _globals['_FINISHREASON']._serialized_end=2464
+  _globals['_FINISHREASON']._serialized_start=2332
+  _globals['_FINISHREASON']._serialized_end=2481
   _globals['_GENERATEREQUEST']._serialized_start=85
   _globals['_GENERATEREQUEST']._serialized_end=200
   _globals['_GENERATERESPONSE']._serialized_start=202
@@ -46,37 +46,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLRESPONSE']._serialized_start=377
   _globals['_PREFILLRESPONSE']._serialized_end=433
   _globals['_ENGINEREQUEST']._serialized_start=436
-  _globals['_ENGINEREQUEST']._serialized_end=667
-  _globals['_CANCELREQUEST']._serialized_start=669
-  _globals['_CANCELREQUEST']._serialized_end=696
-  _globals['_SAMPLINGPARAMS']._serialized_start=699
-  _globals['_SAMPLINGPARAMS']._serialized_end=1446
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1187
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1235
-  _globals['_CONSTRAINT']._serialized_start=1448
-  _globals['_CONSTRAINT']._serialized_end=1550
-  _globals['_BOOTSTRAP']._serialized_start=1552
-  _globals['_BOOTSTRAP']._serialized_end=1605
-  _globals['_REQUESTSTEP']._serialized_start=1608
-  _globals['_REQUESTSTEP']._serialized_end=1881
-  _globals['_TOKENLOGPROB']._serialized_start=1883
-  _globals['_TOKENLOGPROB']._serialized_end=1953
-  _globals['_FINISH']._serialized_start=1956
-  _globals['_FINISH']._serialized_end=2090
-  _globals['_ENGINETIMING']._serialized_start=2092
-  _globals['_ENGINETIMING']._serialized_end=2189
-  _globals['_GETWORKERREQUEST']._serialized_start=2191
-  _globals['_GETWORKERREQUEST']._serialized_end=2209
-  _globals['_GETWORKERRESPONSE']._serialized_start=2211
-  _globals['_GETWORKERRESPONSE']._serialized_end=2269
-  _globals['_FLUSHCACHEREQUEST']._serialized_start=2271
-  _globals['_FLUSHCACHEREQUEST']._serialized_end=2290
-  _globals['_FLUSHCACHERESPONSE']._serialized_start=2292
-  _globals['_FLUSHCACHERESPONSE']._serialized_end=2312
-  _globals['_DECODESERVICE']._serialized_start=2466
-  _globals['_DECODESERVICE']._serialized_end=2554
-  _globals['_PREFILLSERVICE']._serialized_start=2556
-  _globals['_PREFILLSERVICE']._serialized_end=2642
-  _globals['_WORKERSERVICE']._serialized_start=2645
-  _globals['_WORKERSERVICE']._serialized_end=2807
+  _globals['_ENGINEREQUEST']._serialized_end=684
+  _globals['_CANCELREQUEST']._serialized_start=686
+  _globals['_CANCELREQUEST']._serialized_end=713
+  _globals['_SAMPLINGPARAMS']._serialized_start=716
+  _globals['_SAMPLINGPARAMS']._serialized_end=1463
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1204
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1252
+  _globals['_CONSTRAINT']._serialized_start=1465
+  _globals['_CONSTRAINT']._serialized_end=1567
+  _globals['_BOOTSTRAP']._serialized_start=1569
+  _globals['_BOOTSTRAP']._serialized_end=1622
+  _globals['_REQUESTSTEP']._serialized_start=1625
+  _globals['_REQUESTSTEP']._serialized_end=1898
+  _globals['_TOKENLOGPROB']._serialized_start=1900
+  _globals['_TOKENLOGPROB']._serialized_end=1970
+  _globals['_FINISH']._serialized_start=1973
+  _globals['_FINISH']._serialized_end=2107
+  _globals['_ENGINETIMING']._serialized_start=2109
+  _globals['_ENGINETIMING']._serialized_end=2206
+  _globals['_GETWORKERREQUEST']._serialized_start=2208
+  _globals['_GETWORKERREQUEST']._serialized_end=2226
+  _globals['_GETWORKERRESPONSE']._serialized_start=2228
+  _globals['_GETWORKERRESPONSE']._serialized_end=2286
+  _globals['_FLUSHCACHEREQUEST']._serialized_start=2288
+  _globals['_FLUSHCACHEREQUEST']._serialized_end=2307
+  _globals['_FLUSHCACHERESPONSE']._serialized_start=2309
+  _globals['_FLUSHCACHERESPONSE']._serialized_end=2329
+  _globals['_DECODESERVICE']._serialized_start=2483
+  _globals['_DECODESERVICE']._serialized_end=2571
+  _globals['_PREFILLSERVICE']._serialized_start=2573
+  _globals['_PREFILLSERVICE']._serialized_end=2659
+  _globals['_WORKERSERVICE']._serialized_start=2662
+  _globals['_WORKERSERVICE']._serialized_end=2824
 # @@protoc_insertion_point(module_scope)

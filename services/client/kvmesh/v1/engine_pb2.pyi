@@ -51,7 +51,7 @@ class PrefillResponse(_message.Message):
     def __init__(self, steps: _Optional[_Iterable[_Union[RequestStep, _Mapping]]] = ...) -> None: ...
 
 class EngineRequest(_message.Message):
-    __slots__ = ("id", "request_id", "token_ids", "sampling", "bootstrap", "cache_salt", "priority", "timeout_ms", "traceparent")
+    __slots__ = ("id", "request_id", "token_ids", "sampling", "bootstrap", "cache_salt", "priority", "timeout_ms", "traceparent", "adapter")
     ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class EngineRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     id: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -70,7 +71,8 @@ class EngineRequest(_message.Message):
     priority: int
     timeout_ms: int
     traceparent: str
-    def __init__(self, id: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., bootstrap: _Optional[_Union[Bootstrap, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, id: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., bootstrap: _Optional[_Union[Bootstrap, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., traceparent: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("id",)

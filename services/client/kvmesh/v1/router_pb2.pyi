@@ -10,8 +10,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RouterInfo(_message.Message):
+    __slots__ = ("id", "incarnation", "address", "node", "pid")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    incarnation: int
+    address: str
+    node: str
+    pid: int
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "model", "block_hashes", "prompt_tokens", "max_new_tokens", "tenant", "session_id", "priority", "policy", "explain", "exclude_worker_ids", "deadline_ms")
+    __slots__ = ("request_id", "model", "block_hashes", "prompt_tokens", "max_new_tokens", "tenant", "session_id", "priority", "policy", "explain", "exclude_worker_ids", "deadline_ms", "needs", "adapter")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +38,8 @@ class RouteRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     block_hashes: _containers.RepeatedScalarFieldContainer[int]
@@ -36,7 +52,9 @@ class RouteRequest(_message.Message):
     explain: bool
     exclude_worker_ids: _containers.RepeatedScalarFieldContainer[str]
     deadline_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., block_hashes: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., priority: _Optional[int] = ..., policy: _Optional[str] = ..., explain: _Optional[bool] = ..., exclude_worker_ids: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    needs: _containers.RepeatedScalarFieldContainer[_common_pb2.Capability]
+    adapter: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., block_hashes: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., priority: _Optional[int] = ..., policy: _Optional[str] = ..., explain: _Optional[bool] = ..., exclude_worker_ids: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., needs: _Optional[_Iterable[_Union[_common_pb2.Capability, str]]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
     __slots__ = ("placement", "expected", "lease", "candidates", "policy")

@@ -82,7 +82,8 @@ class RouterServiceServicer:
     def Route(self, request, context):
         """Places one request and takes out a lease on the capacity it will use. Waits
         while the workers are busy; cancelling the call takes the request back.
-        Fails with NO_WORKER_READY, MODEL_NOT_FOUND or RATE_LIMITED.
+        Fails with NO_WORKER_READY, MODEL_NOT_FOUND, RATE_LIMITED, or UNSUPPORTED where
+        no worker of the model has what it needs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,8 +92,8 @@ class RouterServiceServicer:
     def Select(self, request, context):
         """What Route would choose, were the request placed at this moment; answers at
         once. No lease is taken out and nothing is remembered: of what its caller
-        makes of it the router knows nothing. Fails with NO_WORKER_READY or
-        MODEL_NOT_FOUND.
+        makes of it the router knows nothing. Fails with NO_WORKER_READY,
+        MODEL_NOT_FOUND or UNSUPPORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -98,13 +98,15 @@ class DiscoveryConfig(Section):
     kind: Literal["nats", "static"] = "nats"
     """`nats`: leases in a JetStream KV bucket; `static`: a YAML list of workers"""
     bucket: str = "kvmesh-workers"
-    """JetStream KV bucket"""
+    """JetStream KV bucket of workers"""
+    routers_bucket: str = "kvmesh-routers"
+    """JetStream KV bucket of routers"""
     file: str = ""
     """worker list, for `static`"""
     heartbeat_s: float = Field(default=1.0, gt=0)
-    """seconds between renewals of a worker's lease"""
+    """seconds between renewals of a lease"""
     ttl_s: float = Field(default=4.0, gt=0)
-    """seconds without renewal after which a worker is gone"""
+    """seconds without renewal after which a worker or router is gone"""
 
 
 class TlsConfig(Section):
@@ -210,7 +212,7 @@ class RouterConfig(Listen):
     replicas: int = Field(default=1, ge=1, le=16)
     """routers that `kvmesh up` starts; the first has this section's ports, the others free ones"""
     address: str | list[str] = ""
-    """host:port the frontend uses, or a list of all replicas'; empty: this section's own host and port"""
+    """host:port frontends and commands use, or a list of all replicas'; empty: those that have registered"""
     policy: str = "kv"
     """kv, round-robin, random, least-loaded, power-of-two, session, or one that a package adds"""
     temperature: float = Field(default=0.0, ge=0)
@@ -237,14 +239,14 @@ class RouterConfig(Listen):
             raise ValueError(f"`address` must list all {self.replicas} replicas, or be empty")
         return self
 
-    def effective_addresses(self) -> list[str]:
-        """Of all replicas."""
+    def addresses(self) -> list[str]:
+        """As configured; empty: none is."""
         named = [self.address] if isinstance(self.address, str) else self.address
-        return [address for address in named if address] or [f"{self.advertised_host()}:{self.port}"]
+        return [address for address in named if address]
 
-    def effective_address(self) -> str:
-        """Of the first, for whoever needs one."""
-        return self.effective_addresses()[0]
+    def effective_addresses(self) -> list[str]:
+        """Those, or this section's own."""
+        return self.addresses() or [f"{self.advertised_host()}:{self.port}"]
 
 
 class NvmeTierConfig(Section):
@@ -370,11 +372,8 @@ class Config(BaseSettings):
             return self
         wanted = self.worker.model
         for config in self.served():
-            if (
-                wanted in (config.model.name, config.model.id)
-                if wanted
-                else "default" in config.model.aliases
-            ):
+            names = [config.model.name, config.model.id] if wanted else config.model.aliases
+            if (wanted or "default") in names:
                 return config
         known = ", ".join(model.key for model in self.models)
         raise invalid(f"`worker.model` {wanted!r} is none of `models`: {known}")

@@ -46,6 +46,8 @@ class MockConfig(Section):
     decode_sequence_ms: float = Field(default=0.1, ge=0)
     embedding_size: int = Field(default=64, gt=0)
     """numbers in a vector, of a model that embeds"""
+    adapters: list[str] = []
+    """names of LoRA adapters that it takes requests for"""
     transfer_gib_s: float = Field(default=10.0, gt=0)
     speedup: float = Field(default=1.0, gt=0)
     bootstrap_timeout_s: float = Field(default=10.0, gt=0)

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kvmesh.common.block_names import block_salt
 from kvmesh.common.errors import KvmeshError
 
 
@@ -88,6 +89,13 @@ class EngineRequest:
     bootstrap: Bootstrap | None = None
     cache_salt: str = ""
     priority: int = 0
+    # The name of a LoRA adapter; empty: the model as it is.
+    adapter: str = ""
+
+    @property
+    def block_salt(self) -> str:
+        """Under which its blocks are named, in events and in the store."""
+        return block_salt(self.cache_salt, self.adapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +192,9 @@ class EngineInfo:
     # Numbers in a vector of an engine that embeds; 0: it generates. Engines that embed are aggregated, take
     # prompts as long as the context, and look at no sampling.
     embedding_size: int = 0
+    # Of an engine that generates: whether it keeps to constraints, and its LoRA adapters by name.
+    constraints: bool = False
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -243,8 +254,9 @@ class Engine(ABC):
         Returns the handle that names the request in `abort` and in its outputs. Raises
         KvmeshError before anything is queued when the request cannot run: INVALID_ARGUMENT (a
         token id outside the vocabulary, an empty prompt), CONTEXT_LENGTH_EXCEEDED, WRONG_ROLE, UNSUPPORTED
-        (a constraint the engine has no means for). A constraint that cannot be compiled ends the request
-        with INVALID_ARGUMENT and param `constraint` before any of it is computed.
+        (a constraint the engine has no means for, an adapter it has not). A constraint that cannot be
+        compiled ends the request with INVALID_ARGUMENT and param `constraint` before any of it is
+        computed.
         """
 
     @abstractmethod

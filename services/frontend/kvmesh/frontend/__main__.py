@@ -12,6 +12,7 @@ from kvmesh.common import lifecycle, telemetry
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config, is_loopback, load_config
 from kvmesh.common.discovery import make_discovery
+from kvmesh.common.discovery.routers import make_router_directory
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.app import build_app
 from kvmesh.frontend.gateway import Gateway
@@ -43,7 +44,8 @@ async def serve(config: Config) -> None:
     telemetry.setup("frontend", config)
     bus = Bus.of(config, "frontend")
     discovery = make_discovery(config, bus)
-    mesh = Mesh(config, discovery)
+    routers = make_router_directory(config, bus)
+    mesh = Mesh(config, discovery, routers)
     models = Models(discovery, config.frontend.aliases)
     tenants = Tenants(config.tenants, bus)
     if not tenants.required and not is_loopback(config.frontend.host):
@@ -60,6 +62,8 @@ async def serve(config: Config) -> None:
             await http.start()
         await tenants.start()
         await bus.start()
+        # Routers first: who knows a worker should know whom to ask about it.
+        await routers.start()
         await discovery.start()
         models.subscribe(lambda: server.set_ready(models.ready))
         models.start()
@@ -76,6 +80,7 @@ async def serve(config: Config) -> None:
         await mesh.close()
         await tenants.close()
         await discovery.close()
+        await routers.close()
         await bus.close()
 
 

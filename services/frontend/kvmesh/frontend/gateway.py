@@ -16,8 +16,10 @@ from kvmesh.frontend.serving.call import (
     Call,
     bound_output,
     check_ids,
+    check_offered,
     check_prompt,
     check_prompt_ids,
+    needs_of,
 )
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
@@ -77,6 +79,7 @@ class Gateway:
         received: float | None = None,
         ids_from_client: bool = False,
         default_output: int | None = None,
+        embeds: bool = False,
         timeout_s: float | None = None,
         explain: bool = False,
         policy: str = "",
@@ -92,14 +95,16 @@ class Gateway:
         configured one. `tenant` and `priority` are the client's wish; what its key says holds
         (`kvmesh.frontend.tenants.identity`). `share` is the part of its request that it pays for.
 
-        Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED or PERMISSION_DENIED.
+        Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED or PERMISSION_DENIED.
         """
         caller = CALLER.get()
         if self.tenants is not None:
             self.tenants.check_model(caller, self.models.names_of(model))
         tenant = tenant_of(caller, tenant)
+        needs = needs_of(sampling, embeds=embeds)
+        check_offered(model, needs, params or {})
         prompt = array(TOKEN, token_ids)
-        check_prompt(model, prompt, param)
+        check_prompt(model, prompt, param, embeds=embeds)
         if ids_from_client:
             check_prompt_ids(model, prompt, param)
         check_ids(model, sampling.stop_token_ids, "stop_token_ids")
@@ -120,6 +125,7 @@ class Gateway:
             session_id=session_id,
             tenant=tenant,
             priority=priority_of(caller, priority),
+            needs=needs,
             cache_salt=cache_salt_of(model.info.cache_salt, "" if self._share_cache else tenant),
             charge=self._charge(caller, model, len(token_ids), sampling.max_new_tokens, said, share),
             params=params or {},

@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
+from kvmesh.common.capabilities import Names, capability_name, offered_together
 from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
@@ -21,6 +22,7 @@ from kvmesh.v1.common_pb2 import (
     ROLE_DECODE,
     ROLE_PREFILL,
     WORKER_STATE_READY,
+    Capability,
     KvInfo,
     ModelInfo,
     WorkerInfo,
@@ -49,16 +51,30 @@ class Model:
     # How it writes tool calls and marks reasoning; None: both are text.
     tool_format: str | None = None
     reasoning_format: str | None = None
+    # What its workers can do for one request, in as many ways as they differ.
+    offers: frozenset[Names] = frozenset()
+    # The LoRA adapter that is meant; empty: the model as it is.
+    adapter: str = ""
+
+    @property
+    def name(self) -> str:
+        """What clients are told it is called."""
+        return self.adapter or self.info.name
 
     @property
     def generates(self) -> bool:
         """Whether it goes on from prompts."""
-        return not self.info.capabilities or CAPABILITY_GENERATE in self.info.capabilities
+        return self.can(CAPABILITY_GENERATE)
 
     @property
     def embeds(self) -> bool:
         """Whether it makes vectors of prompts."""
-        return CAPABILITY_EMBED in self.info.capabilities
+        return self.can(CAPABILITY_EMBED)
+
+    def can(self, capability: Capability) -> bool:
+        """Whether some of its workers have a capability."""
+        name = capability_name(capability)
+        return any(name in offer for offer in self.offers)
 
 
 class Models:
@@ -70,6 +86,8 @@ class Models:
         self._aliases = dict(aliases or {})
         self._registered: dict[str, ModelInfo] = {}
         self._usable: dict[str, Model] = {}
+        # By model and adapter.
+        self._adapted: dict[tuple[str, str], Model] = {}
         self._created: dict[str, int] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._failures: dict[str, tuple[KvmeshError, float]] = {}
@@ -101,13 +119,22 @@ class Models:
         """The models that can be asked, by name."""
         return [self._usable[name] for name in sorted(self._usable)]
 
+    def adapters_of(self, model: Model) -> list[Model]:
+        """The same with each adapter that some worker has loaded."""
+        return [self._adapted[model.info.name, adapter] for adapter in model.info.adapters]
+
     def names_of(self, model: Model) -> tuple[str, ...]:
         """What clients may call it, its own name first."""
         names = (model.info.name, *model.info.aliases)
-        return (*names, *(alias for alias, meant in self._aliases.items() if meant in names))
+        names = (*names, *(alias for alias, meant in self._aliases.items() if meant in names))
+        if model.adapter:
+            return (model.adapter, *(f"{name}:{model.adapter}" for name in names))
+        return names
 
     def resolve(self, name: str) -> Model:
         """The model a client means by a name or alias; empty means `default`.
+
+        An adapter is meant by its name, or as `MODEL:ADAPTER`.
 
         Raises KvmeshError: MODEL_NOT_FOUND, or NO_WORKER_READY for a model without a full set of workers.
         """
@@ -115,13 +142,12 @@ class Models:
         if model is not None:
             return model
         wanted = name or "default"
-        wanted = self._aliases.get(wanted, wanted)
-        matches = [info for info in self._known() if wanted == info.name or wanted in info.aliases]
-        for info in matches:
+        meant = self._meant(wanted)
+        for info, adapter in meant:
             if info.name in self._usable:
-                return self._usable[info.name]
-        if matches or not self._registered:
-            raise self._not_ready(matches[0] if matches else None)
+                return self._adapted[info.name, adapter] if adapter else self._usable[info.name]
+        if meant or not self._registered:
+            raise self._not_ready(meant[0][0] if meant else None)
         known = ", ".join(sorted(self._registered))
         raise KvmeshError(
             ErrorCode.ERROR_CODE_MODEL_NOT_FOUND,
@@ -129,8 +155,19 @@ class Models:
             param="model",
         )
 
-    def _known(self) -> Iterable[ModelInfo]:
-        return (self._registered[name] for name in sorted(self._registered))
+    def _meant(self, wanted: str) -> list[tuple[ModelInfo, str]]:
+        """The registered models that a name means, by their names; else those whose adapter it means."""
+        known = [self._registered[name] for name in sorted(self._registered)]
+        if named := self._named(known, wanted):
+            return [(info, "") for info in named]
+        model, colon, adapter = wanted.rpartition(":")
+        bases = self._named(known, model) if colon else known
+        adapter = adapter if colon else wanted
+        return [(info, adapter) for info in bases if adapter in info.adapters]
+
+    def _named(self, known: Iterable[ModelInfo], wanted: str) -> list[ModelInfo]:
+        name = self._aliases.get(wanted, wanted)
+        return [info for info in known if name == info.name or name in info.aliases]
 
     def _not_ready(self, info: ModelInfo | None) -> KvmeshError:
         what = f"model {info.name!r}" if info else "any model"
@@ -152,7 +189,7 @@ class Models:
             # A worker that is starting may not know its model yet.
             if worker.model.path:
                 by_name.setdefault(worker.model.name, []).append(worker)
-        self._registered = {name: workers[0].model for name, workers in by_name.items()}
+        self._registered = {name: _together(workers) for name, workers in by_name.items()}
         usable = {}
         for name, workers in by_name.items():
             path = workers[0].model.path
@@ -161,20 +198,23 @@ class Models:
                 usable[name] = self._model(name, workers)
         for name in usable.keys() ^ self._usable.keys():
             log.info("model ready" if name in usable else "model not ready", model=name)
-        self._usable = usable
+        if usable != self._usable:
+            self._usable = usable
+            self._adapted = {
+                (name, adapter): replace(model, adapter=adapter)
+                for name, model in usable.items()
+                for adapter in model.info.adapters
+            }
         for path in self._tokenizers.keys() - {info.path for info in self._registered.values()}:
             del self._tokenizers[path]
         for callback in self._callbacks:
             callback()
 
     def _model(self, name: str, workers: list[WorkerInfo]) -> Model:
-        old = self._usable.get(name)
-        info, kv = ModelInfo(), workers[0].kv
-        info.CopyFrom(workers[0].model)
-        # Whichever workers a request is given, both halves of it must fit.
-        info.context_length = min(worker.model.context_length for worker in workers)
+        old, offers = self._usable.get(name), offered_together(workers)
+        info, kv = self._registered[name], workers[0].kv
         tokenizer = self._tokenizers[info.path]
-        if old and old.info == info and old.kv == kv and old.tokenizer is tokenizer:
+        if old and (old.info, old.kv, old.offers) == (info, kv, offers) and old.tokenizer is tokenizer:
             return old
         created = self._created.setdefault(name, int(time.time()))
         return Model(
@@ -185,6 +225,7 @@ class Models:
             _fingerprint(info, kv),
             _format(info.tool_format, tokenizer.text.tool_format, TOOL_FORMATS),
             _format(info.reasoning_format, tokenizer.text.reasoning_format, REASONING_FORMATS),
+            offers,
         )
 
     def _want_tokenizer(self, path: str) -> None:
@@ -207,6 +248,20 @@ class Models:
         self._settle()
 
 
+def _together(workers: list[WorkerInfo]) -> ModelInfo:
+    """What all workers of a model say of it."""
+    info, models = ModelInfo(), [worker.model for worker in workers]
+    info.CopyFrom(models[0])
+    # Whichever workers a request is given, both halves of it must fit.
+    info.context_length = min(model.context_length for model in models)
+    info.embedding_size = max(model.embedding_size for model in models)
+    del info.adapters[:], info.capabilities[:]
+    info.adapters.extend(sorted({name for model in models for name in model.adapters}))
+    if all(model.capabilities for model in models):
+        info.capabilities.extend(sorted({one for model in models for one in model.capabilities}))
+    return info
+
+
 def _format(wanted: str, shown: str | None, known: list[str]) -> str | None:
     """What workers say, or else what the template shows."""
     if wanted and wanted not in known:
@@ -217,7 +272,11 @@ def _format(wanted: str, shown: str | None, known: list[str]) -> str | None:
 
 
 def _fingerprint(info: ModelInfo, kv: KvInfo) -> str:
-    served = info.SerializeToString(deterministic=True) + kv.SerializeToString(deterministic=True)
+    same = ModelInfo()
+    same.CopyFrom(info)
+    # What else its workers can do changes no answer.
+    del same.adapters[:], same.capabilities[:]
+    served = same.SerializeToString(deterministic=True) + kv.SerializeToString(deterministic=True)
     return f"fp_{hashlib.sha256(served).hexdigest()[:10]}"
 
 

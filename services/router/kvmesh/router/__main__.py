@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import time
 from random import SystemRandom
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config, load_config
 from kvmesh.common.discovery import make_discovery
+from kvmesh.common.discovery.routers import RegisteredRouters, router_id
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer, run
 from kvmesh.common.tls import MeshTls
@@ -20,6 +23,7 @@ from kvmesh.router.route_stream import RouteStream
 from kvmesh.router.served import IndexServicer
 from kvmesh.router.service import RouterService
 from kvmesh.v1.events_pb2_grpc import add_EventServiceServicer_to_server
+from kvmesh.v1.router_pb2 import RouterInfo
 from kvmesh.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 
 # A router that stops has nothing to wait for but calls under way; requests that wait are told to go
@@ -32,6 +36,8 @@ async def serve(config: Config) -> None:
     server = RoleServer("router", config, config.router)
     bus = Bus.of(config, "kvmesh-router")
     discovery = make_discovery(config, bus)
+    # Also where the addresses are configured here: others' configurations may leave them out.
+    routers = RegisteredRouters(config, bus)
     channels = Channels(MeshTls.of(config.tls))
     index = PrefixIndex(config.router.index_max_bytes)
     kvbm = config.kvbm
@@ -66,10 +72,21 @@ async def serve(config: Config) -> None:
         await feed.start()
         service.start()
         await service.replicas.start(f"{config.node}:{server.port}")
+        await routers.register(
+            RouterInfo(
+                id=router_id(config.node, server.port),
+                incarnation=time.time_ns(),
+                address=server.address,
+                node=config.node,
+                pid=os.getpid(),
+            )
+        )
         # Without workers, too: saying that none is ready is an answer.
         server.set_ready(True)
         await server.wait_for_stop()
     finally:
+        # Frontends ask others from now on.
+        await routers.close()
         await server.stop(DRAIN_S)
         service.close()
         await prefetches.close()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
+from kvmesh.common.capabilities import Names, needed, offered
 from kvmesh.core import Placed, Refused, Selector
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.placement import usable
 from kvmesh.router.policies import Policies, judge
 from kvmesh.router.priors import prior
-from kvmesh.v1.common_pb2 import Role, WorkerInfo
+from kvmesh.v1.common_pb2 import Capability, Role, WorkerInfo
 from kvmesh.v1.replicas_pb2 import ToldLease
 from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace, WorkerRef
 
@@ -99,6 +101,7 @@ class Model:
             priority=request.priority,
             deadline=now + request.deadline_ms if 0 < request.deadline_ms < FAR_MS else None,
             exclude=self._known(request.exclude_worker_ids),
+            needs=_hashes(needs_of(request)),
             policy=policy,
             explain=request.explain or len(self._members) <= EXPLAINED,
             name=request.request_id,
@@ -115,6 +118,7 @@ class Model:
             tenant=stable_hash(request.tenant) if request.tenant else 0,
             priority=request.priority,
             exclude=self._known(request.exclude_worker_ids),
+            needs=_hashes(needs_of(request)),
             policy=policy,
         )
 
@@ -173,9 +177,11 @@ class Model:
             self.selector.add_policy(policy, judged, now=self._now())
         self._external.add(policy)
 
-    def can_place(self, exclude: Collection[str]) -> bool:
-        """Whether a worker, or a pair, is left."""
-        left = [m.info for m in self._members.values() if m.info.id not in exclude]
+    def can_place(self, request: RouteRequest) -> bool:
+        """Whether a worker, or a pair, is left for a request."""
+        needs, exclude = needs_of(request), request.exclude_worker_ids
+        infos = (member.info for member in self._members.values())
+        left = [info for info in infos if info.id not in exclude and needs <= offered(info.model)]
         halves = {(_pool(info), info.role) for info in left}
         return any(
             role == Role.ROLE_AGGREGATED or (role == Role.ROLE_PREFILL and (pool, Role.ROLE_DECODE) in halves)
@@ -246,6 +252,7 @@ class Model:
                 prefill=probe.prefill,
                 decode=probe.decode,
                 transfer=probe.transfer,
+                offers=_hashes(offered(info.model)),
                 name=info.id,
                 now=self._now(),
             ),
@@ -265,6 +272,23 @@ class Model:
         del self._by_id[member.id]
 
 
+def needs_of(request: RouteRequest) -> Names:
+    """What its workers must be able to do."""
+    return _needs(tuple(request.needs), request.adapter)
+
+
+# Requests need one of a few things.
+@lru_cache(1024)
+def _needs(capabilities: tuple[Capability, ...], adapter: str) -> Names:
+    return needed(capabilities, adapter)
+
+
+@lru_cache(1024)
+def _hashes(names: Names) -> tuple[int, ...]:
+    """As the selector takes them."""
+    return tuple(stable_hash(name) for name in sorted(names))
+
+
 def stable_hash(name: str) -> int:
     """The same in every process: replicas send a session to the same worker."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
@@ -275,4 +299,5 @@ def _pool(info: WorkerInfo) -> tuple[str, int]:
 
 
 def _identity(info: WorkerInfo) -> tuple[object, ...]:
-    return info.incarnation, info.address, info.role, _pool(info), info.kv.total_blocks
+    offers = offered(info.model)
+    return info.incarnation, info.address, info.role, _pool(info), info.kv.total_blocks, offers

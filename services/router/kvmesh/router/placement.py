@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from kvmesh.common.capabilities import Names, missing, offered, offered_together
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.v1.common_pb2 import Role, WorkerInfo, WorkerState
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -55,10 +56,19 @@ def resolve(workers: Mapping[str, WorkerInfo], names: Mapping[str, str], model: 
     )
 
 
-def none_ready(workers: Mapping[str, WorkerInfo], model: str, exclude: Collection[str] = ()) -> KvmeshError:
-    """NO_WORKER_READY for a model that no worker, or pair, can take now; with advice when to come back."""
+def none_ready(
+    workers: Mapping[str, WorkerInfo], model: str, needs: Names, exclude: Collection[str] = ()
+) -> KvmeshError:
+    """NO_WORKER_READY for a model that no worker, or pair, can take now; with advice when to come back.
+
+    UNSUPPORTED where all that there are could not, whenever it was.
+    """
     serving = [info for info in workers.values() if info.model.name == model or not model]
-    roles = {info.role for info in serving if usable(info) and info.id not in exclude}
+    unsupported = missing(model, needs, offered_together(info for info in serving if info.model.name))
+    if unsupported is not None:
+        return unsupported
+    able = [info for info in serving if needs <= offered(info.model)]
+    roles = {info.role for info in able if usable(info) and info.id not in exclude}
     if {Role.ROLE_PREFILL, Role.ROLE_DECODE} <= roles:
         why = "no prefill worker is compatible with a decode worker (engine, model and page size must agree)"
     elif Role.ROLE_PREFILL in roles:

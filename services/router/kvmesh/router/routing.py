@@ -7,7 +7,7 @@ stands still for the selectors meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -25,7 +25,7 @@ from kvmesh.router.decision_log import DecisionLogs
 from kvmesh.router.decisions import Decision, Decisions, cached_proto
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.leases import Leases, Live
-from kvmesh.router.model import Model, stable_hash
+from kvmesh.router.model import Model, needs_of, stable_hash
 from kvmesh.router.policies import Policies
 from kvmesh.router.prefetch import Prefetches
 from kvmesh.router.settings import Settings
@@ -144,12 +144,12 @@ class Routing:
 
     def select(self, request: router_pb2.RouteRequest) -> router_pb2.SelectResponse:
         """What a request's placement would be, were it made now; nothing is kept. Raises KvmeshError."""
-        workers, model = self._model_of(request)
+        model = self._model_of(request)
         policy = request.policy or self.settings.policy
         try:
             placed = model.select(request, policy, self.policies)
         except LookupError:
-            raise placement.none_ready(workers, model.name, request.exclude_worker_ids) from None
+            raise self._none_ready(model.name, request) from None
         decision = Decision.of(request, model, placed)
         response = router_pb2.SelectResponse(
             expected=router_pb2.Expectation(cached=cached_proto(placed.cached)),
@@ -195,22 +195,25 @@ class Routing:
 
     # What selectors say.
 
-    def _model_of(self, request: router_pb2.RouteRequest) -> tuple[Mapping[str, WorkerInfo], Model]:
-        """The model that a request means, with all workers. Raises KvmeshError where there is none."""
-        workers = self._discovery.workers()
-        name = placement.resolve(workers, self._names, request.model)
+    def _none_ready(self, model: str, request: router_pb2.RouteRequest) -> KvmeshError:
+        workers, excluded = self._discovery.workers(), request.exclude_worker_ids
+        return placement.none_ready(workers, model, needs_of(request), excluded)
+
+    def _model_of(self, request: router_pb2.RouteRequest) -> Model:
+        """The model that a request means. Raises KvmeshError where there is none."""
+        name = placement.resolve(self._discovery.workers(), self._names, request.model)
         model = self.models.get(name)
         if model is None:
-            raise placement.none_ready(workers, name, request.exclude_worker_ids)
-        return workers, model
+            raise self._none_ready(name, request)
+        return model
 
     def _submit(self, number: int, request: router_pb2.RouteRequest) -> tuple[Model, list[Placed | Refused]]:
-        workers, model = self._model_of(request)
+        model = self._model_of(request)
         self.turns.begin()
         try:
             return model, model.submit(number, request, request.policy or self.settings.policy, self.policies)
         except LookupError:
-            raise placement.none_ready(workers, model.name, request.exclude_worker_ids) from None
+            raise self._none_ready(model.name, request) from None
 
     def settle(self, model: Model, outcomes: list[Placed | Refused], began: float) -> None:
         """Answer those whom a call decided on that began at a `time.perf_counter`."""
@@ -274,10 +277,9 @@ class Routing:
                 self.models[name] = self._make(name, infos)
             self.models[name].update(infos)
         for number, waiting in list(self._waiting.items()):
-            excluded = waiting.request.exclude_worker_ids
-            if not waiting.model.can_place(excluded):
+            if not waiting.model.can_place(waiting.request):
                 waiting.model.withdraw(number)
-                self._refuse(number, placement.none_ready(workers, waiting.model.name, excluded))
+                self._refuse(number, self._none_ready(waiting.model.name, waiting.request))
 
     def _make(self, name: str, infos: list[WorkerInfo]) -> Model:
         block_tokens = next((info.kv.page_size for info in infos if info.kv.page_size), BLOCK_TOKENS)

@@ -257,13 +257,15 @@ class Selector:
         prefill: Sequence[tuple[int, int, float]] = ...,
         decode: Sequence[tuple[int, float, float]] = ...,
         transfer: Sequence[tuple[int, float]] = ...,
+        offers: Sequence[int] = ...,
         name: str = "",
         now: float = 0.0,
     ) -> int:
         """Add a worker; returns its id. `name` is what logs call it; `key` is stable across restarts; `role` is aggregated, prefill or decode;
         workers of one `hardware_class` are expected to be equally fast; prefill and decode workers of one
-        `pool` are paired. The last three are what it measured of itself: (tokens, tokens before them, ms),
-        (streams, share of the pool in use, ms between tokens), (tokens, ms). Raises ValueError for another role."""
+        `pool` are paired. `prefill`, `decode` and `transfer` are what it measured of itself: (tokens, tokens before
+        them, ms), (streams, share of the pool in use, ms between tokens), (tokens, ms); `offers` are hashes of what
+        it can do that not every worker can. Raises ValueError for another role."""
 
     def remove_worker(self, worker: int, *, now: float = 0.0) -> None:
         """Forget a worker and its link. Leases on it live on, without weight."""
@@ -283,13 +285,14 @@ class Selector:
         priority: int = 0,
         deadline: float | None = None,
         exclude: Sequence[int] = ...,
+        needs: Sequence[int] = ...,
         policy: str | None = None,
         explain: bool = False,
         name: str = "",
     ) -> _Outcomes:
         """Place a request, or hold it. `request` is unique among those placed or held; `blocks` are the hashes of the
         prompt's whole blocks; `session` and `tenant` are hashes of names, 0 for none; `deadline` is when its first
-        token must be there; `name` is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
+        token must be there; `needs` are what its workers must offer; `name` is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy."""
 
     def select(
         self,
@@ -301,6 +304,7 @@ class Selector:
         tenant: int = 0,
         priority: int = 0,
         exclude: Sequence[int] = ...,
+        needs: Sequence[int] = ...,
         policy: str | None = None,
     ) -> Placed:
         """The placement that a request would have, were it made now, as of `submit`; its lease is 0, and nothing is kept
@@ -685,9 +689,7 @@ class StoreServer:
     def pinned(self) -> tuple[int, int]:
         """Pins and their bytes."""
 
-    def prefetch(
-        self, model: str, digests: bytes, hashes: list[int], within_s: float
-    ) -> tuple[int, int]:
+    def prefetch(self, model: str, digests: bytes, hashes: list[int], within_s: float) -> tuple[int, int]:
         """Begin to read the leading blocks of a chain, named by digests or by 64-bit hashes, into the host tier.
 
         Engines come first; what has not begun within the time is given up. Returns, over the model's namespaces

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvmesh_select::{Admission, Role};
+use kvmesh_select::{Admission, PolicyName, Role, UnknownPolicy};
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 pub fn role(name: &str) -> PyResult<Role> {
@@ -12,6 +12,11 @@ pub fn role(name: &str) -> PyResult<Role> {
         "decode" => Ok(Role::Decode),
         _ => Err(PyValueError::new_err(format!("unknown role `{name}`"))),
     }
+}
+
+pub fn policy(name: &str) -> PyResult<PolicyName> {
+    let parsed = name.parse();
+    parsed.map_err(|error: UnknownPolicy| PyValueError::new_err(error.to_string()))
 }
 
 /// What is None is as it is by default.

@@ -72,12 +72,9 @@ impl PySelector {
     ) -> PyResult<Self> {
         let standard = Config::default();
         let admission = arguments::admission(max_held, max_wait_ms, weights);
-        let policy: PolicyName = policy
-            .parse()
-            .map_err(|error| PyValueError::new_err(format!("{error}")))?;
         let config = Config {
             block_tokens: block_tokens.max(1),
-            policy,
+            policy: arguments::policy(policy)?,
             temperature,
             joint,
             gather_ms: gather_ms.unwrap_or(standard.gather_ms),
@@ -97,11 +94,12 @@ impl PySelector {
     /// Add a worker; returns its id. name is what logs call it; key is stable across restarts; role is "aggregated", "prefill" or
     /// "decode"; workers of one hardware_class are expected to be equally fast; prefill and decode workers of one
     /// pool are paired. prefill, decode and transfer are what it measured of itself: (tokens, tokens before
-    /// them, ms), (streams, share of the pool in use, ms between tokens), (tokens, ms). Raises ValueError for
+    /// them, ms), (streams, share of the pool in use, ms between tokens), (tokens, ms). offers are hashes of what it can do that
+    /// not every worker can. Raises ValueError for
     /// another role.
     #[pyo3(signature = (
         key, role, *, hardware_class, blocks, pass_tokens, pool = 0, prefill = vec![], decode = vec![],
-        transfer = vec![], name = "", now = 0.0
+        transfer = vec![], offers = vec![], name = "", now = 0.0
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn add_worker(
@@ -115,6 +113,7 @@ impl PySelector {
         prefill: Vec<(u32, u32, f64)>,
         decode: Vec<(u32, f64, f64)>,
         transfer: Vec<(u32, f64)>,
+        offers: Vec<u64>,
         name: &str,
         now: f64,
     ) -> PyResult<u64> {
@@ -130,14 +129,10 @@ impl PySelector {
                 decode,
                 transfer,
             },
+            offers,
         };
-        match self.driver.call(
-            now,
-            Input::AddWorker {
-                name: name.into(),
-                spec,
-            },
-        ) {
+        let name = name.into();
+        match self.driver.call(now, Input::AddWorker { name, spec }) {
             Answer::Worker(id) => Ok(id.raw()),
             other => Err(PyRuntimeError::new_err(format!("no worker but {other:?}"))),
         }
@@ -161,10 +156,10 @@ impl PySelector {
 
     /// Place a request, or hold it. request is the caller's number for it, unique among those placed or held; blocks are
     /// the hashes of the prompt's whole blocks; session and tenant are hashes of their names, 0 for none; deadline is
-    /// when its first token must be there; name is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy.
+    /// when its first token must be there; needs are what its workers must offer; name is what logs call the request. Raises LookupError when no worker can take it, ValueError for an unknown policy.
     #[pyo3(signature = (
         now, request, *, prompt_tokens, blocks, session = 0, tenant = 0, priority = 0, deadline = None,
-        exclude = vec![], policy = None, explain = false, name = ""
+        exclude = vec![], needs = vec![], policy = None, explain = false, name = ""
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn submit(
@@ -179,6 +174,7 @@ impl PySelector {
         priority: i32,
         deadline: Option<f64>,
         exclude: Vec<u64>,
+        needs: Vec<u64>,
         policy: Option<&str>,
         explain: bool,
         name: &str,
@@ -193,6 +189,7 @@ impl PySelector {
             priority,
             deadline,
             exclude: exclude.into_iter().map(WorkerId::from_raw).collect(),
+            needs: needs.into(),
             policy,
             explain,
         };
@@ -206,7 +203,8 @@ impl PySelector {
     /// The placement that a request would have, were it made now, as of submit; its lease is 0, and nothing is kept of it. Nothing
     /// waits. Raises LookupError when no worker can take it, ValueError for an unknown policy.
     #[pyo3(signature = (
-        now, *, prompt_tokens, blocks, session = 0, tenant = 0, priority = 0, exclude = vec![], policy = None
+        now, *, prompt_tokens, blocks, session = 0, tenant = 0, priority = 0, exclude = vec![], needs = vec![],
+        policy = None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn select(
@@ -219,6 +217,7 @@ impl PySelector {
         tenant: u64,
         priority: i32,
         exclude: Vec<u64>,
+        needs: Vec<u64>,
         policy: Option<&str>,
     ) -> PyResult<PyPlaced> {
         let policy = policy.map(|name| self.policy_of(name)).transpose()?;
@@ -229,6 +228,7 @@ impl PySelector {
             tenant,
             priority,
             exclude: exclude.into_iter().map(WorkerId::from_raw).collect(),
+            needs: needs.into(),
             policy,
             ..Request::default()
         };

@@ -15,6 +15,8 @@ use rand_chacha::{
 use tempfile::TempDir;
 
 pub const BLOCK: u32 = 64;
+/// What every other worker offers.
+const RARE: u64 = 77;
 
 /// Blocks by worker.
 #[derive(Default)]
@@ -159,6 +161,7 @@ impl Program {
             blocks: 400,
             pass_tokens: 2_048,
             probe,
+            offers: if at % 2 == 0 { vec![RARE] } else { Vec::new() },
         };
         let name = format!("worker-{at}");
         match self.driver.call(self.now, Input::AddWorker { name, spec }) {
@@ -192,6 +195,10 @@ impl Program {
             priority: self.below(3) as i32,
             deadline: (self.below(8) == 0).then(|| self.now + 100.0 + self.below(900) as f64),
             exclude: exclude.into_iter().collect(),
+            needs: (self.requests % 10 == 0)
+                .then_some(RARE)
+                .into_iter()
+                .collect(),
             policy,
             explain: self.below(5) == 0,
         }

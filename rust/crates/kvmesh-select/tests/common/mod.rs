@@ -62,6 +62,7 @@ pub fn spec(key: u64, role: Role) -> WorkerSpec {
         blocks: 10_000,
         pass_tokens: 4096,
         probe: probe(),
+        offers: Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-"""Which workers exist: `contract` says what discovery is, `nats` and `static` do it."""
+"""Who is there. Workers: `contract` says what discovery is, `nats` and `static` do it. `routers`: routers."""
 
 from __future__ import annotations
 

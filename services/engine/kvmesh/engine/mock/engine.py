@@ -110,6 +110,7 @@ class MockEngine(Engine):
             bootstrap_host=self._bootstrap_host if port else "",
             bootstrap_port=port,
             embedding_size=mock.embedding_size if self._config.model.task == "embed" else 0,
+            adapters=tuple(mock.adapters),
         )
         self._loop_task = asyncio.create_task(self._run(), name="mock-engine")
         return self._info

@@ -165,7 +165,7 @@ class Scheduler:
             self.pool.store(live.allocation, live.chain[:pages])
 
     def _hash(self, live: LiveRequest, size: int) -> list[int]:
-        return page_hashes(live.tokens[:size], self._page_size, live.request.cache_salt)
+        return page_hashes(live.tokens[:size], self._page_size, live.request.block_salt)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._page_size)

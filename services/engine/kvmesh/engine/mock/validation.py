@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.engine.adapters import check_adapter
 from kvmesh.engine.contract import EngineInfo, EngineRequest, Role
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -43,6 +44,7 @@ def check_request(request: EngineRequest, info: EngineInfo) -> None:
             "the mock engine cannot keep to a constraint; ask for free text, or serve by another engine",
             param="constraint",
         )
+    check_adapter(request.adapter, info)
     if (
         sampling.logit_bias
         and not 0 <= min(sampling.logit_bias) <= max(sampling.logit_bias) < info.vocab_size

@@ -22,6 +22,7 @@ import zmq
 
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.engine.adapters import check_adapter
 from kvmesh.engine.contract import (
     Bootstrap,
     CachedTokens,
@@ -133,10 +134,12 @@ class SglangEngine(Engine):
         described = ready["info"]
         self._max_prompt: int = described.pop("max_prompt")
         self._priorities: bool = described.pop("priorities")
-        self._constraints: bool = described.pop("constraints")
+        # By name: what SGLang calls it.
+        self._adapters: dict[str, str] = described.pop("adapters")
         self._info = EngineInfo(
             role=self._role,
             bootstrap_host=self._bootstrap_host if self._role is Role.PREFILL else "",
+            adapters=tuple(sorted(self._adapters)),
             **(described | {"eos_token_ids": tuple(described["eos_token_ids"])}),
         )
         self._process.failure.add_done_callback(lambda failure: self._end(failure.result()))
@@ -151,17 +154,20 @@ class SglangEngine(Engine):
             return self._embed(request, token_ids, sink)
         room = self._info.context_length - len(token_ids)
         sampling = sampling_fields(request.sampling, self._role, self._info.vocab_size, room)
-        if request.sampling.constraint is not None and not self._constraints:
+        if request.sampling.constraint is not None and not self._info.constraints:
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_UNSUPPORTED,
                 "the model's tokenizer cannot be constrained; ask for free text",
                 param="constraint",
             )
+        check_adapter(request.adapter, self._info)
         handle = next(self._handles)
         # Of one length, because SGLang takes an abort for all ids that begin with the one named.
         rid = f"{handle:016x}"
-        if request.cache_salt:
-            bootstrap["cache_salt"] = request.cache_salt
+        if salt := request.block_salt:
+            bootstrap["cache_salt"] = salt
+        if request.adapter:
+            bootstrap["lora_id"] = self._adapters[request.adapter]
         if self._priorities:
             bootstrap["priority"] = request.priority
         message = self._wire.request(

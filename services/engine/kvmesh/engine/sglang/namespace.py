@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch.distributed
 
+from kvmesh.engine.sglang import adapters
 from kvmesh.engine.sglang.device_pages import DevicePages, UnsupportedPool
 
 _SAMPLE_BYTES = 4096
@@ -55,6 +56,8 @@ def store_namespace(
         "kv": pages.dtype,
         "quantization": server_args.quantization,
         "overrides": server_args.json_model_override_args,
+        # Blocks of an adapter are named by its name, under which other weights may come tomorrow.
+        **_adapters(),
     }
     rank, ranks = shard_of(params)
     if pages.replicated:
@@ -69,6 +72,11 @@ def store_namespace(
         rank=rank,
         ranks=ranks,
     )
+
+
+def _adapters() -> dict[str, dict[str, str]]:
+    weights = {one.lora_name: fingerprint(_directory(one.lora_path, None)) for one in adapters.loaded()}
+    return {"adapters": weights} if weights else {}
 
 
 def shard_of(params: Any) -> Shard:

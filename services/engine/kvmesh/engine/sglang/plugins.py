@@ -11,6 +11,7 @@ import os
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from kvmesh.engine.sglang import (
+    adapters,
     faults,
     grammars,
     idle,
@@ -54,6 +55,7 @@ HOOKS = (
     (f"{_NIXL}.NixlKVManager.update_status", idle.tell_news, HookType.AFTER),
     (f"{_GRAMMARS}.__init__", grammars.add_backend, HookType.AFTER),
     (f"{_REQUEST}.__init__", rehearsals.cache_rehearsal, HookType.AFTER),
+    (f"{_REQUEST}.__init__", adapters.name_by_salt, HookType.AFTER),
     (f"{_DECODE}.process_decode_queue", offloads.take_completed, HookType.BEFORE),
     (f"{_SCHEDULER}._prefetch_kvcache", onboarding.look_ahead, HookType.AFTER),
     (f"{_SCHEDULER}.process_batch_result", onboarding.note_pace, HookType.AFTER),

@@ -13,6 +13,8 @@ from sglang.srt.managers.io_struct import PickleWrapper
 from sglang.srt.managers.load_snapshot import LoadSnapshot
 from sglang.srt.observability.req_time_stats import SchedulerReqTimeStats
 
+from kvmesh.engine.sglang import adapters
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -42,7 +44,8 @@ def describe_engine(info: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         "eos_token_ids": sorted(eos) if isinstance(eos, set | list | tuple) else [eos] if eos else [],
         "max_prompt": context if embeds else min(scheduler.max_req_input_len, context) - 1,
         "embedding_size": model.hidden_size if embeds else 0,
-        "constraints": scheduler.grammar_manager.grammar_backend is not None,
+        "adapters": {adapter.lora_name: adapter.lora_id for adapter in adapters.loaded()},
+        "constraints": not embeds and scheduler.grammar_manager.grammar_backend is not None,
         "priorities": bool(scheduler.enable_priority_scheduling),
         "device": _device(scheduler),
         "pass_tokens": max(scheduler.chunked_prefill_size or scheduler.max_prefill_tokens, 0),

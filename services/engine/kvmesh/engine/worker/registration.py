@@ -46,6 +46,14 @@ def _format(key: str, name: str, known: list[str]) -> str:
     return name
 
 
+def _capabilities(info: EngineInfo) -> list[common_pb2.Capability]:
+    if info.embedding_size:
+        return [common_pb2.CAPABILITY_EMBED]
+    # The contract asks log probabilities of every engine that generates.
+    able = [common_pb2.CAPABILITY_GENERATE, common_pb2.CAPABILITY_LOGPROBS]
+    return [*able, common_pb2.CAPABILITY_CONSTRAIN] if info.constraints else able
+
+
 class Registration:
     """The worker's `WorkerInfo`, kept up to date, with the load of the moment it is taken."""
 
@@ -87,9 +95,8 @@ class Registration:
                 aliases=self._config.model.aliases,
                 tool_format=self._formats[0],
                 reasoning_format=self._formats[1],
-                capabilities=[
-                    common_pb2.CAPABILITY_EMBED if info.embedding_size else common_pb2.CAPABILITY_GENERATE
-                ],
+                capabilities=_capabilities(info),
+                adapters=info.adapters,
                 embedding_size=info.embedding_size,
                 # One of several may share its tokenizer, and the node's store, with another.
                 cache_salt=f"model:{model.name}" if self._config.models else "",

@@ -46,6 +46,7 @@ def read_request(message: engine_pb2.EngineRequest) -> EngineRequest:
         bootstrap=bootstrap,
         cache_salt=message.cache_salt,
         priority=message.priority,
+        adapter=message.adapter,
     )
 
 

@@ -98,7 +98,7 @@ class MessageResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _message(self) -> Message:
-        body, model = self._body, self._answers.call.model.info.name
+        body, model = self._body, self._answers.call.model.name
         return Message(model, self._answers, body.max_tokens, body.thoughts())
 
     def _headers(self) -> list[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Collection
 
+from kvmesh.common.capabilities import Names, missing, offered, offered_together
 from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.common_pb2 import (
@@ -30,20 +31,22 @@ class FallbackPlacement:
         self._turn = itertools.count()
         self._rng = rng or random.SystemRandom()
 
-    def place(self, model: str, excluded: Collection[str]) -> Placement:
-        """Raises KvmeshError(NO_WORKER_READY) when no set of ready workers is left."""
+    def place(self, model: str, needs: Names, excluded: Collection[str]) -> Placement:
+        """Raises KvmeshError: NO_WORKER_READY when no set of ready workers is left, UNSUPPORTED when all that
+        there are cannot do it."""
         ready: dict[int, list[WorkerInfo]] = {}
-        for worker in sorted(self._discovery.workers().values(), key=lambda w: w.id):
+        of_model = [worker for worker in self._discovery.workers().values() if worker.model.name == model]
+        for worker in sorted(of_model, key=lambda w: w.id):
             if (
                 worker.state == WORKER_STATE_READY
-                and worker.model.name == model
                 and worker.id not in excluded
+                and needs <= offered(worker.model)
             ):
                 ready.setdefault(worker.role, []).append(worker)
         prefills = ready.get(ROLE_PREFILL, [])
         streaming = ready.get(ROLE_AGGREGATED, []) + (ready.get(ROLE_DECODE, []) if prefills else [])
         if not streaming:
-            raise KvmeshError(
+            raise missing(model, needs, offered_together(of_model)) or KvmeshError(
                 ErrorCode.ERROR_CODE_NO_WORKER_READY,
                 f"no worker is ready for model {model!r}; try again soon",
                 retry_after_ms=1_000,

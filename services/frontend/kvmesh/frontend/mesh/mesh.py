@@ -6,6 +6,7 @@ from typing import Protocol
 
 from kvmesh.common.config import Config
 from kvmesh.common.discovery.contract import Discovery
+from kvmesh.common.discovery.routers import RouterDirectory
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
 from kvmesh.common.tls import MeshTls
@@ -32,9 +33,9 @@ class LiveRequest(Protocol):
 class Mesh:
     """Shared by all requests of the process. Belongs to one event loop."""
 
-    def __init__(self, config: Config, discovery: Discovery) -> None:
+    def __init__(self, config: Config, discovery: Discovery, routers: RouterDirectory) -> None:
         self._hub = StreamHub(tls=MeshTls.of(config.tls))
-        self._routers = Routers(self._hub, config.router.effective_addresses())
+        self._routers = Routers(self._hub, routers)
         self._links: dict[_LinkKey, Link] = {}
         self.placer = Placer(self._routers, FallbackPlacement(discovery))
         # Seconds an answer waits for a worker to go on at.

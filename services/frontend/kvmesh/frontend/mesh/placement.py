@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from kvmesh.common.block_names import block_salt
+from kvmesh.common.capabilities import needed
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
 from kvmesh.core import hash_tokens, namespace_seed
@@ -40,13 +42,14 @@ class Placer:
         self.leases = Leases(routers)
 
     async def place(self, call: Call, excluded: Collection[str]) -> Routed:
-        """Raises KvmeshError: NO_WORKER_READY, or what the router refuses the request for."""
+        """Raises KvmeshError: NO_WORKER_READY, UNSUPPORTED, or what the router refuses the request for."""
         try:
             return await self._route(call, excluded, call.deadline - time.monotonic())
         except KvmeshError as error:
             if error.code not in ELSEWHERE or time.monotonic() >= call.deadline:
                 raise
-            placement = self._fallback.place(call.model.info.name, excluded)
+            needs = needed(call.needs, call.model.adapter)
+            placement = self._fallback.place(call.model.info.name, needs, excluded)
             if not self._without:
                 self._without = True
                 log.warning("placing without a router", error=error.message)
@@ -55,7 +58,8 @@ class Placer:
     async def _route(self, call: Call, excluded: Collection[str], left: float) -> Routed:
         """`left` are the seconds until the call's deadline."""
         kv = call.model.kv
-        namespace = namespace_seed(cache_salt=call.cache_salt) if call.cache_salt else kv.namespace
+        salt = block_salt(call.cache_salt, call.model.adapter)
+        namespace = namespace_seed(cache_salt=salt) if salt else kv.namespace
         request = RouteRequest(
             request_id=call.request_id,
             model=call.model.info.name,
@@ -68,6 +72,8 @@ class Placer:
             policy=call.policy,
             explain=call.explain,
             exclude_worker_ids=excluded,
+            needs=call.needs,
+            adapter=call.model.adapter,
         )
         response, router = await self._ask(request, left)
         if self._without:

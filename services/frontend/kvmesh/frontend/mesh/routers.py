@@ -1,11 +1,15 @@
-"""The replicas of the router, a stream to each: requests are spread, and one that dies is done without."""
+"""The replicas of the router, a stream to each: requests are spread, and one that dies is done without.
+
+Replicas come and go as the directory says. One that is gone answers what it was asked, and is asked no more.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from kvmesh.common.discovery.routers import RouterDirectory
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
 from kvmesh.frontend.mesh.router_link import RouterLink
@@ -25,6 +29,7 @@ ELSEWHERE = {
     ErrorCode.ERROR_CODE_INTERNAL,
     ErrorCode.ERROR_CODE_NO_WORKER_READY,
     ErrorCode.ERROR_CODE_MODEL_NOT_FOUND,
+    ErrorCode.ERROR_CODE_UNSUPPORTED,
 }
 
 
@@ -39,24 +44,30 @@ class Routers:
     """Belongs to one event loop."""
 
     def __init__(
-        self, hub: StreamHub, addresses: Sequence[str], clock: Callable[[], float] = time.monotonic
+        self, hub: StreamHub, directory: RouterDirectory, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`addresses` are not empty. `clock` is in seconds."""
-        self._links = [RouterLink(hub, address) for address in addresses]
+        """`clock` is in seconds."""
+        self._hub = hub
+        self._directory = directory
+        # All that there ever were, by address; and those that are there.
+        self._known: dict[str, RouterLink] = {}
+        self._links: list[RouterLink] = []
+        self._lost: list[Callable[[RouterLink], object]] = []
         self._clock = clock
         self._turn = 0
+        directory.subscribe(self._on_change)
+        self._on_change()
 
     def when_lost(self, callback: Callable[[RouterLink], object]) -> None:
         """Call `callback` each time a router's stream breaks."""
-        for link in self._links:
-            link.when_lost(callback)
+        self._lost.append(callback)
 
     async def route(self, request: RouteRequest, left: float) -> Answer:
         """One router's answer, within the `left` seconds that the request still has.
 
         A router that is lost while it is asked, or cannot place the request, is no answer: the next is asked.
         Raises KvmeshError: a refusal, or what the last one failed with; UNAVAILABLE where none was asked, as
-        all have said nothing of late.
+        all have said nothing of late, or there is none.
         """
         deadline = self._clock() + left
         failure = KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "no router answers; try again soon")
@@ -77,23 +88,41 @@ class Routers:
 
     def reachable(self, link: RouterLink) -> RouterLink:
         """`link`, or where what it should hear is better said now."""
-        if not self._shaky(link):
+        if link in self._links and not self._shaky(link):
             return link
         return next((other for other in self._links if not self._shaky(other)), link)
 
     def end(self) -> None:
         """Send what is due and no more."""
-        for link in self._links:
+        for link in self._known.values():
             link.end()
 
     def _order(self) -> Iterable[RouterLink]:
         """Each in turn is the first; those that were lost of late are the last; those that say nothing are
         left alone."""
-        at = self._turn = (self._turn + 1) % len(self._links)
+        at = self._turn = (self._turn + 1) % max(len(self._links), 1)
         links = self._links[at:] + self._links[:at]
         now = self._clock()
         heard = [link for link in links if link.silent_until <= now]
         return sorted(heard, key=self._shaky)
+
+    def _on_change(self) -> None:
+        """Take the directory's view over. The stream to a router that is gone is that router's to end."""
+        before, self._links = self._links, [self._link(address) for address in self._directory.addresses]
+        for link in before:
+            if link not in self._links:
+                self._on_lost(link)
+
+    def _link(self, address: str) -> RouterLink:
+        link = self._known.get(address)
+        if link is None:
+            link = self._known[address] = RouterLink(self._hub, address)
+            link.when_lost(self._on_lost)
+        return link
+
+    def _on_lost(self, link: RouterLink) -> None:
+        for callback in self._lost:
+            callback(link)
 
     def _shaky(self, link: RouterLink) -> bool:
         now = self._clock()

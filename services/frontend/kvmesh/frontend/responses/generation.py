@@ -38,7 +38,7 @@ class Generation:
         """`items`: the response's own input, as it is kept."""
         self.answers = answers
         self.background = bool(body.background)
-        self.response = new_response(body, answers.call.model.info.name, tier)
+        self.response = new_response(body, answers.call.model.name, tier)
         self._items = items
         self._kept, self._owner = kept, owner
         self._stored = body.stored()

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.tenants.contract import CALLER
+from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN, CAPABILITY_LOGPROBS
 
 router = APIRouter()
 
@@ -19,7 +20,8 @@ router = APIRouter()
 async def list_models(request: Request) -> Response:
     """The models that can be asked now."""
     gateway: Gateway = request.app.state.gateway
-    data = [_model_json(gateway, model) for model in gateway.models.usable() if _may_ask(gateway, model)]
+    listed = [one for model in gateway.models.usable() for one in (model, *gateway.models.adapters_of(model))]
+    data = [_model_json(gateway, model) for model in listed if _may_ask(gateway, model)]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -42,10 +44,12 @@ def _may_ask(gateway: Gateway, model: Model) -> bool:
 def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
     chat = model.generates and model.tokenizer.has_chat_template
     return {
-        "id": model.info.name,
+        "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "kvmesh",
+        # Of an adapter: the model that it is for.
+        "parent": model.info.name if model.adapter else None,
         # Named as by vLLM and SGLang, whose clients look for it.
         "max_model_len": model.info.context_length,
         "context_length": model.info.context_length,
@@ -57,6 +61,8 @@ def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
             "embeddings": model.embeds,
             "tokenize": True,
             "streaming": model.generates,
+            "constraints": model.can(CAPABILITY_CONSTRAIN),
+            "logprobs": model.can(CAPABILITY_LOGPROBS),
         },
         **({"embedding_size": model.info.embedding_size} if model.embeds else {}),
     }

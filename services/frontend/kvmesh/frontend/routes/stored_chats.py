@@ -74,6 +74,6 @@ async def list_chat_messages(request: Request, id: str) -> Response:
 def _model_name(gateway: Gateway, name: str) -> str:
     """The name of the model an alias means; one that is not served now may have stored some."""
     try:
-        return gateway.models.resolve(name).info.name if name else ""
+        return gateway.models.resolve(name).name if name else ""
     except KvmeshError:
         return name

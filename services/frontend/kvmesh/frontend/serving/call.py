@@ -5,14 +5,22 @@ from __future__ import annotations
 import secrets
 import time
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from kvmesh.common.capabilities import missing, needed
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.tenants.charge import Charge
+from kvmesh.v1.common_pb2 import (
+    CAPABILITY_CONSTRAIN,
+    CAPABILITY_EMBED,
+    CAPABILITY_GENERATE,
+    CAPABILITY_LOGPROBS,
+    Capability,
+)
 from kvmesh.v1.engine_pb2 import SamplingParams
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -40,6 +48,8 @@ class Call:
     priority: int = 0
     # Names of an engine's parameters -> of the client's fields they come from, for errors.
     params: Mapping[str, str] = field(default_factory=dict)
+    # What its workers must be able to do.
+    needs: Sequence[Capability] = ()
     # Begins the names of its blocks, so that only requests with the same one share them.
     cache_salt: str = ""
     # Reserved before the request is placed, settled when it ends; None: nobody counts.
@@ -71,11 +81,34 @@ def check_embeds(model: Model) -> None:
         )
 
 
-def check_prompt(model: Model, token_ids: array[int], param: str) -> None:
+def needs_of(sampling: SamplingParams, *, embeds: bool) -> list[Capability]:
+    """What a request's workers must be able to do."""
+    if embeds:
+        return [CAPABILITY_EMBED]
+    needs = [CAPABILITY_GENERATE]
+    if sampling.HasField("constraint"):
+        needs.append(CAPABILITY_CONSTRAIN)
+    if sampling.HasField("top_logprobs"):
+        needs.append(CAPABILITY_LOGPROBS)
+    return needs
+
+
+def check_offered(model: Model, needs: Sequence[Capability], params: Mapping[str, str]) -> None:
+    """Raise KvmeshError(UNSUPPORTED) where no workers of the model have what is needed."""
+    error = missing(model.info.name, needed(needs, model.adapter), model.offers)
+    if error is None:
+        return
+    places = {CAPABILITY_CONSTRAIN: params.get("constraint", "constraint"), CAPABILITY_LOGPROBS: "logprobs"}
+    lacking = (place for one, place in places.items() if one in needs and not model.can(one))
+    error.param = next(lacking, "model")
+    raise error
+
+
+def check_prompt(model: Model, token_ids: array[int], param: str, *, embeds: bool = False) -> None:
     """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
     if not token_ids:
         raise invalid(f"{param} must not be empty", param)
-    if not model.generates:
+    if embeds:
         _check_whole(model, token_ids, param)
     elif len(token_ids) >= model.info.context_length:
         raise KvmeshError(

@@ -19,7 +19,7 @@ def answer_head(answers: Answers, *, chat: bool, tier: str) -> dict[str, Any]:
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
-        "model": model.info.name,
+        "model": model.name,
         "system_fingerprint": model.fingerprint,
         **({"service_tier": tier} if chat else {}),
     }

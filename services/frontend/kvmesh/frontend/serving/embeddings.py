@@ -56,7 +56,7 @@ async def embed(
     rows = np.array(await _vectors(gateway, calls), dtype="<f4")
     if body.dimensions is not None and body.dimensions < size:
         rows = _shortened(rows, body.dimensions)
-    return Vectors(model.info.name, rows, sum(len(call.token_ids) for call in calls))
+    return Vectors(model.name, rows, sum(len(call.token_ids) for call in calls))
 
 
 async def _vectors(gateway: Gateway, calls: Sequence[Call]) -> list[Sequence[float]]:
@@ -108,6 +108,7 @@ async def _calls(
                 received=received,
                 ids_from_client=not isinstance(given, str),
                 default_output=0,
+                embeds=True,
                 timeout_s=timeout_s,
                 policy=body.kvmesh.policy,
                 session_id=body.session_id(),

@@ -257,6 +257,7 @@ class Session:
             bootstrap=placement.bootstrap if placement.HasField("bootstrap") else None,
             priority=call.priority,
             cache_salt=call.cache_salt,
+            adapter=call.model.adapter,
             timeout_ms=max(1, int((call.deadline - time.monotonic()) * 1000)),
             traceparent=telemetry.current_traceparent(),
         )

@@ -1,0 +1,11 @@
+"""What keeps the blocks of different requests apart, beside their tokens."""
+
+from __future__ import annotations
+
+
+def block_salt(cache_salt: str, adapter: str) -> str:
+    """Under which a request's blocks are named on every tier; empty: by their tokens alone.
+
+    Adapters change what is cached of the same tokens. Engines and whoever hashes a prompt say it alike.
+    """
+    return "/".join(part for part in (cache_salt, f"adapter:{adapter}" if adapter else "") if part)
