@@ -5,6 +5,7 @@ mod client;
 mod network;
 mod objects;
 mod server;
+mod warming;
 
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ use pyo3::types::{PyBytes, PyDict};
 pub use self::client::{Lease, Pages, StoreClient};
 pub use self::network::{Incoming, Lent};
 pub use self::objects::{PyObjects, objects_dict};
-pub use self::server::{StoreServer, Warming};
+pub use self::server::StoreServer;
+pub use self::warming::Warming;
 use crate::error;
 use crate::integers::Tokens;
 

@@ -12,6 +12,15 @@ use pyo3::types::PyBytes;
 /// (model, revision, dtype, layout), (rank, ranks), segments.
 pub type PyNamespace = ((String, String, String, String), (u32, u32), Vec<u32>);
 
+/// Number, namespace, the digest of the block before the first, digests, and the seconds left.
+pub type PyWanted<'py> = (
+    u64,
+    PyNamespace,
+    Bound<'py, PyBytes>,
+    Bound<'py, PyBytes>,
+    f64,
+);
+
 pub fn namespace(fields: PyNamespace) -> Namespace {
     let ((model, revision, dtype, layout), (rank, ranks), segments) = fields;
     Namespace {

@@ -1,7 +1,7 @@
 //! `StoreServer`: a node's store, as the kvbm process holds it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use kvmesh_core::BlockHash;
@@ -12,7 +12,8 @@ use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::network::{self, Incoming, Lent, Neighbours, PyNamespace};
+use super::network::{self, Incoming, Lent, Neighbours, PyNamespace, PyWanted};
+use super::warming::Warming;
 use super::{
     PyChange, PyHints, PyObjects, chain, changes, flow_dict, objects_dict, policy, seconds,
     stats_dict, tier_name, to_py,
@@ -290,7 +291,7 @@ impl StoreServer {
             Some(objects) => self.store().warming_from(model, objects),
             None => Ok(self.store().warming(model)),
         });
-        plan.map(|plan| Warming(Mutex::new(plan))).map_err(to_py)
+        plan.map(Warming::new).map_err(to_py)
     }
 
     fn hottest<'py>(
@@ -481,15 +482,6 @@ impl StoreServer {
     }
 }
 
-/// Number, namespace, the digest of the block before the first, digests, and the seconds left.
-type PyWanted<'py> = (
-    u64,
-    PyNamespace,
-    Bound<'py, PyBytes>,
-    Bound<'py, PyBytes>,
-    f64,
-);
-
 /// (model, revision, dtype, layout), (rank, ranks), and the tiers of each block.
 type PyLocated = (
     (String, String, String, String),
@@ -499,22 +491,3 @@ type PyLocated = (
 
 /// Blocks, bytes, the tier and name of each bad one, and where to go on.
 type PyChecked = (u64, u64, Vec<(&'static str, String)>, Option<u64>);
-
-/// Blocks that are to come up, until they have.
-#[pyclass(module = "kvmesh.core", frozen)]
-pub struct Warming(Mutex<store::Warming>);
-
-impl Warming {
-    fn lock(&self) -> MutexGuard<'_, store::Warming> {
-        // A panic inside leaves a plan that is as good as before.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[pymethods]
-impl Warming {
-    #[getter]
-    fn left(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.lock().left)
-    }
-}
