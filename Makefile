@@ -9,8 +9,9 @@ STUBS := services/client/kvmesh/v1
 PROTOC = $(PY) -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) proto/kvmesh/v1/*.proto
 CARGO := cargo --quiet
 RUST := --manifest-path rust/Cargo.toml --workspace --locked
-# Tests side by side: one lane for all that starts real engines, one for the rest (tests/fixtures/lanes.py).
-LANES := -n 2 --dist loadscope --no-loadscope-reorder
+# Tests side by side where there are cores for it: one lane for all that starts real engines, one for the rest
+# (tests/fixtures/lanes.py).
+LANES := $(shell [ "$$(nproc)" -lt 4 ] || echo -n 2 --dist loadscope --no-loadscope-reorder)
 PYTHON_SOURCES := services tests benchmarks examples
 # Without compiled bytecode every start of an engine compiles thousands of files anew: half of its time.
 unexport PYTHONDONTWRITEBYTECODE

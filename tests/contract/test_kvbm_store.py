@@ -323,7 +323,15 @@ async def test_a_killed_store_leaves_no_memory_behind_and_its_engines_find_the_n
 async def test_a_stopped_store_costs_its_engine_one_timeout(kvbm: Kvbm) -> None:
     client = kvbm.client(timeout_s=0.05)
     assert kvbm.process is not None
+    threads = Path(f"/proc/{kvbm.process.pid}/task")
+
+    def stopped() -> bool:
+        # The signal is sent at once, and each thread stops when it comes to it.
+        states = [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads.iterdir()]
+        return set(states) == {"T"}
+
     kvbm.process.send_signal(signal.SIGSTOP)
+    await eventually(stopped)
     with pytest.raises(ConnectionError, match="in time"):
         client.lookup(chain(1))
     for _ in range(100):
