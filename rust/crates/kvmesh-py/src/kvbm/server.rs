@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kvmesh_core::BlockHash;
 use kvmesh_kvbm::control;
-use kvmesh_kvbm::store::{self, NvmeSettings, PinError, ScrubSettings, Settings, Store};
+use kvmesh_kvbm::store::{NvmeSettings, PinError, ScrubSettings, Settings, Store};
 use kvmesh_kvbm::tiers::{NamespaceId, Slot, Tier};
 use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
