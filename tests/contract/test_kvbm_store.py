@@ -114,7 +114,7 @@ async def test_a_restarted_store_has_its_blocks_from_the_disk(tmp_path: Path, na
     batches: list[KvEventBatch] = []
     await bus.start()
     await bus.subscribe(
-        "kvmesh.kv.*", lambda _subject, payload: batches.append(KvEventBatch.FromString(payload))
+        "kvmesh.kv.store.*", lambda _subject, payload: batches.append(KvEventBatch.FromString(payload))
     )
 
     def told(tier: int) -> list[int]:
@@ -249,7 +249,7 @@ async def test_changes_reach_nats_in_sequence_and_snapshots_fit(
     batches: list[KvEventBatch] = []
     await bus.start()
     await bus.subscribe(
-        "kvmesh.kv.*", lambda _subject, payload: batches.append(KvEventBatch.FromString(payload))
+        "kvmesh.kv.store.*", lambda _subject, payload: batches.append(KvEventBatch.FromString(payload))
     )
     try:
         await eventually(lambda: bus.connected)

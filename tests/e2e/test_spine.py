@@ -136,7 +136,6 @@ async def read_chunks(mesh: Mesh, body: dict, count: int) -> None:
 @pytest.mark.parametrize("after_chunks", [0, 4], ids=["before-first-token", "mid-stream"])
 async def test_disconnect_frees_both_engines(split_mesh: Mesh, after_chunks: int) -> None:
     wait_for(split_mesh.idle, 10, "an idle mesh to start from")
-    taken: list[float] = []
     for attempt in range(5):
         body = {
             "model": "default",
@@ -151,9 +150,8 @@ async def test_disconnect_frees_both_engines(split_mesh: Mesh, after_chunks: int
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await read_chunks(split_mesh, body, after_chunks)
-        taken.append(wait_for(split_mesh.idle, 20, f"both engines to be free again (attempt {attempt})"))
-    # Within 2 s, and what `status` itself takes to look; the others may have met a busy machine.
-    assert min(taken) < 4
+        # `status` itself takes a good part of a second: the limit of 2 s is for what it then sees.
+        wait_for(split_mesh.idle, 4, f"both engines to be free again (attempt {attempt})")
 
 
 async def test_bad_input_reaches_no_engine(split_mesh: Mesh) -> None:

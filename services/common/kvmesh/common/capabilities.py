@@ -6,6 +6,7 @@ Both are names: a capability's as people write it, e.g. `constrain`, and `adapte
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.common_pb2 import (
@@ -38,6 +39,12 @@ def capability_name(capability: Capability) -> str:
 
 def needed(capabilities: Iterable[Capability], adapter: str = "") -> Names:
     """What its workers must be able to do for a request."""
+    return _names(tuple(capabilities), adapter)
+
+
+# Asked for every request, and requests need one of a few things.
+@lru_cache(1024)
+def _names(capabilities: tuple[Capability, ...], adapter: str) -> Names:
     names = {capability_name(one) for one in capabilities}
     return frozenset(names | {_ADAPTER + adapter} if adapter else names)
 

@@ -59,7 +59,7 @@ class Neighbours:
         self.index = PrefixIndex(MAX_BYTES)
 
     async def start(self) -> None:
-        await self._bus.subscribe(subject("*"), self._on_message)
+        await self._bus.subscribe(subject("*", store=True), self._on_message)
         self._watching = asyncio.create_task(self._watch(), name="kvbm-neighbours")
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class Neighbours:
 
     def _on_message(self, subject: str, payload: bytes) -> None:
         batch = KvEventBatch.FromString(payload)
-        # Engines have no address.
+        # Without an address nothing can be fetched.
         if not batch.address or batch.holder_id == self._own_id:
             return
         neighbour = self._neighbours.get(batch.holder_id)

@@ -1,6 +1,7 @@
 """Keeps the prefix index equal to what workers and stores hold, from their events.
 
-Batches arrive on NATS under `kvmesh.kv.<holder>`. What went missing is replayed by the holder's EventService;
+Batches arrive on NATS under `kvmesh.kv.<engine>` and `kvmesh.kv.store.<store>`.
+What went missing is replayed by the holder's EventService;
 a holder that joins, or keeps no such old batches any more, is read whole from its snapshot. Digests in the
 batches show whether the index is what the holder has; if it is not, it is read anew. Until a holder's part
 is complete the index knows less of it than is true, and the worker is routed by load.
@@ -118,6 +119,7 @@ class IndexFeed:
     async def start(self) -> None:
         """Begin following all holders; returns at once."""
         await self._bus.subscribe(subject("*"), self._on_message)
+        await self._bus.subscribe(subject("*", store=True), self._on_message)
         self._bus.on_reconnect(self._on_reconnect)
         self._discovery.subscribe(self._on_members)
         self._on_members()

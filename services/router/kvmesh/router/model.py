@@ -14,7 +14,7 @@ from kvmesh.router.index import IndexFeed
 from kvmesh.router.placement import usable
 from kvmesh.router.policies import Policies, judge
 from kvmesh.router.priors import prior
-from kvmesh.v1.common_pb2 import Capability, Role, WorkerInfo
+from kvmesh.v1.common_pb2 import Role, WorkerInfo
 from kvmesh.v1.replicas_pb2 import ToldLease
 from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace, WorkerRef
 
@@ -274,13 +274,7 @@ class Model:
 
 def needs_of(request: RouteRequest) -> Names:
     """What its workers must be able to do."""
-    return _needs(tuple(request.needs), request.adapter)
-
-
-# Requests need one of a few things.
-@lru_cache(1024)
-def _needs(capabilities: tuple[Capability, ...], adapter: str) -> Names:
-    return needed(capabilities, adapter)
+    return needed(request.needs, request.adapter)
 
 
 @lru_cache(1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import DiscoveryConfig
@@ -35,7 +36,7 @@ class NatsDiscovery(Discovery):
     def _take(self, worker_id: str, payload: bytes) -> bool:
         try:
             info = WorkerInfo.FromString(payload)
-        except Exception:
+        except DecodeError:
             log.warning("unreadable registration ignored", worker=worker_id, bytes=len(payload))
             return False
         if info.id != worker_id:

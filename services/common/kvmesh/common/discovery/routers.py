@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config
@@ -90,7 +91,7 @@ def read_router(router_id: str, payload: bytes) -> RouterInfo | None:
     """A registration; None for one that cannot be read or is another's."""
     try:
         info = RouterInfo.FromString(payload)
-    except Exception:
+    except DecodeError:
         log.warning("unreadable registration ignored", router=router_id, bytes=len(payload))
         return None
     if info.id != router_id or not info.address:

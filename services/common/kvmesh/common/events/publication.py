@@ -47,9 +47,9 @@ class Head(TypedDict):
     address: str
 
 
-def subject(holder_id: str) -> str:
-    """Where a holder's batches are published."""
-    return f"kvmesh.kv.{holder_id}"
+def subject(holder_id: str, *, store: bool = False) -> str:
+    """Where a holder's batches are published; stores apart, for who follows these alone."""
+    return f"kvmesh.kv.store.{holder_id}" if store else f"kvmesh.kv.{holder_id}"
 
 
 class Publication:
@@ -76,7 +76,7 @@ class Publication:
         store is reached.
         """
         self._bus = bus
-        self._subject = subject(holder_id)
+        self._subject = subject(holder_id, store=not engine)
         self._head = Head(holder_id=holder_id, incarnation=incarnation, node=node, address=address)
         self._chains = chains
         self._tiers = ENGINE_TIERS if engine else STORE_TIERS

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.serving.calls import CallDelta, joined
+from kvmesh.frontend.serving.calls import CallDelta, finish_reason, joined
 from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
@@ -73,9 +73,7 @@ class ChunkWriter:
     def finish(self, reason: str, extra: dict[str, Any] | None = None) -> bytes:
         """The chunk that says why the choice ended; `extra` fields stand beside `choices`."""
         choice = {"index": self._index, **({"delta": {}} if self._chat else {"text": ""}), "logprobs": None}
-        choice["finish_reason"] = (
-            "function_call" if self._call_is_function and reason == "tool_calls" else reason
-        )
+        choice["finish_reason"] = finish_reason(reason, call_is_function=self._call_is_function)
         return self._start + orjson.dumps(choice) + b"]" + _fields(extra) + self._end
 
     def usage(self, usage: dict[str, Any], extra: dict[str, Any] | None = None) -> bytes:

@@ -26,6 +26,11 @@ def joined(pieces: Sequence[CallDelta]) -> CallDelta:
     return CallDelta(first.index, first.id, first.name, "".join(piece.arguments for piece in pieces))
 
 
+def finish_reason(reason: str, *, call_is_function: bool) -> str:
+    """As clients are told it: who spells a call `function_call` reads of its end likewise."""
+    return "function_call" if call_is_function and reason == "tool_calls" else reason
+
+
 class NamedCall:
     """The answer is the arguments of one function."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from typing import Any
 
 from kvmesh.frontend.serving.answers import Answers
-from kvmesh.frontend.serving.calls import CallDelta
+from kvmesh.frontend.serving.calls import CallDelta, finish_reason
 from kvmesh.frontend.serving.scores import Score, chat_logprobs, completion_logprobs
 from kvmesh.frontend.serving.text import Delta
 
@@ -16,7 +16,7 @@ def answer_head(answers: Answers, *, chat: bool, tier: str) -> dict[str, Any]:
     """Id, time and model of an answer; `tier` is the service tier a chat names."""
     model = answers.call.model
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(16)}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": model.name,
@@ -55,15 +55,13 @@ class Choice:
         choice: dict[str, Any] = {
             "index": self._index,
             "logprobs": written(self._scores) if self._scores else None,
-            "finish_reason": self._finish_reason,
+            "finish_reason": finish_reason(self._finish_reason, call_is_function=self._call_is_function),
         }
         text = "".join(self._text)
         if not self._chat:
             choice["text"] = text
         else:
             choice["message"] = self._message(text)
-            if self._call_is_function and self._finish_reason == "tool_calls":
-                choice["finish_reason"] = "function_call"
         return choice
 
     def _message(self, text: str) -> dict[str, Any]:
