@@ -9,14 +9,13 @@ STUBS := services/client/kvmesh/v1
 PROTOC = $(PY) -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) proto/kvmesh/v1/*.proto
 CARGO := cargo --quiet
 RUST := --manifest-path rust/Cargo.toml --workspace --locked
-# Tests side by side where there are cores for it: one lane for all that starts real engines, one for the rest
-# (tests/fixtures/lanes.py).
-LANES := $(shell [ "$$(nproc)" -lt 4 ] || echo -n 2 --dist loadscope --no-loadscope-reorder)
+# Two lanes side by side: all that starts real engines or shares a mesh, and the rest (tests/fixtures/lanes.py).
+LANES := -n 2 --dist loadscope --no-loadscope-reorder
 PYTHON_SOURCES := services tests benchmarks examples
 # Without compiled bytecode every start of an engine compiles thousands of files anew: half of its time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install up down test test-docker lint fmt proto bench compose-up compose-down clean
+.PHONY: help install up down test test-slow test-docker lint fmt proto docs bench compose-up compose-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +29,14 @@ up: install ## start a mesh and leave it running; ARGS="--engine mock" and the l
 down: ## stop the mesh, whatever state it is in
 	@if [ -x $(BIN)/kvmesh ]; then ./kvmesh down $(ARGS); else echo "nothing is installed here, so nothing is running"; fi
 
-test: install ## run all tests but those in containers; ARGS="-k router" and the like are passed on
+test: install ## run all tests but those in containers and the slow ones; ARGS="-k router" and the like are passed on
 	@echo "cargo test"
 	@$(CARGO) test $(RUST)
 	@echo "pytest"
 	@$(BIN)/pytest -q -m "not docker and not slow" $(LANES) $(ARGS)
+
+test-slow: install ## run the tests that take minutes each
+	@$(BIN)/pytest -q -m "slow and not docker" $(ARGS)
 
 test-docker: install ## build the image and test the stack in containers
 	@$(BIN)/pytest -q -m docker $(ARGS)
@@ -66,6 +68,10 @@ fmt: install ## format Python and Rust
 proto: install ## regenerate the gRPC stubs
 	@rm -f $(STUBS)/*_pb2*
 	@$(call PROTOC,services/client)
+
+docs: install ## write what the code generates of the reference
+	@$(PY) -m kvmesh.frontend.error_table docs/reference/errors.md
+	@$(PY) -m kvmesh.cli.reference docs/reference
 
 bench: install ## run every benchmark; writes docs/benchmarks.md
 	@$(PY) benchmarks $(ARGS)

@@ -45,6 +45,8 @@ TURNS = 16
 CPU_GOAL = {1: 0.35, 16: 0.6}
 # Dynamo's requests a second at 128 streams as measured before, with another client on another 2-core machine.
 DYNAMO_ELSEWHERE = {1: 1_791, 16: 450}
+# Of ours, under load.
+ON = "KV events, learned costs, admission, leases by progress, metrics"
 CONFIG = {
     "engine": {
         "kind": "mock",
@@ -178,7 +180,7 @@ async def loads(side: Side, seconds: float) -> dict[Key, dict[str, float]]:
 
 def _figures(load: Load, cpu: float) -> dict[str, float]:
     if load.errors:
-        say(f"{load.errors} of {load.requests} requests failed")
+        say(f"{load.errors} requests failed, {load.requests} were answered")
     figures = {"rate": load.requests / load.seconds, "cpu": 1e3 * cpu / max(load.requests, 1)}
     figures |= {f"ttft {name}": value for name, value in load.ttft.items()}
     return figures | {f"itl {name}": value for name, value in load.itl.items()}
@@ -252,16 +254,16 @@ async def run(report: Report, quick: bool) -> None:
     add_conversation(report, 20 if quick else 200)
     rounds, seconds = (1, 3.0) if quick else (3, 10.0)
     seen: dict[str, list[dict[Key, dict[str, float]]]] = {"ours": [], "dynamo": []}
-    memory: dict[str, float] = {}
+    memory: dict[str, dict[str, float]] = {"ours": {}, "dynamo": {}}
     with tempfile.TemporaryDirectory() as directory:
         sides: dict[str, Callable[[Path], object]] = {"ours": ours, "dynamo": dynamo}
         for number in range(rounds):
             for name, start in list(sides.items()):
                 try:
                     with start(Path(directory, f"{name}{number}")) as side:  # pyright: ignore[reportGeneralTypeIssues]
-                        if name == "ours" and not number:
-                            memory["idle"] = await idle_memory(side, 1_000 if quick else IDLE)
-                            memory["live"] = await live_memory(side, 512)
+                        if not number:
+                            memory[name]["idle"] = await idle_memory(side, 1_000 if quick else IDLE)
+                            memory[name]["live"] = await live_memory(side, 512)
                         seen[name].append(await loads(side, seconds))
                 except RuntimeError as error:
                     if name == "ours":
@@ -271,13 +273,13 @@ async def run(report: Report, quick: bool) -> None:
     for out in OUT:
         for streams in STREAMS:
             _add_cells(report, seen, streams, out)
-    report.add(
-        Cell("memory of a live stream", "KiB", "lower", memory["live"], goal=40, note="512 streams at once")
-    )
-    held = 1_000 if quick else IDLE
-    report.add(
-        Cell("memory of an idle connection", "KiB", "lower", memory["idle"], note=f"{held} held at once")
-    )
+    of_ours, of_dynamo = memory["ours"], memory["dynamo"]
+    beside = f"Dynamo {DYNAMO}: {of_dynamo['live']:.3g} KiB; " if "live" in of_dynamo else ""
+    note = f"{beside}512 streams at once"
+    report.add(Cell("memory of a live stream", "KiB", "lower", of_ours["live"], goal=40, note=note))
+    peers = {f"Dynamo {DYNAMO}": of_dynamo["idle"]} if "idle" in of_dynamo else {}
+    note = f"{1_000 if quick else IDLE} held at once"
+    report.add(Cell("memory of an idle connection", "KiB", "lower", of_ours["idle"], peers, note=note))
 
 
 def _add_cells(
@@ -304,7 +306,7 @@ def _add_cells(
         peer = median("dynamo", figure)
         peers = {} if peer is None else {f"Dynamo {DYNAMO}": peer}
         at = f"{streams} stream{'s' if streams > 1 else ''}, {out} out"
-        note = f"Dynamo elsewhere: {DYNAMO_ELSEWHERE[out]:,}" if goals and figure == "rate" else ""
+        note = f"Dynamo elsewhere: {DYNAMO_ELSEWHERE[out]:,}; on: {ON}" if goals and figure == "rate" else ""
         report.add(Cell(f"{label}, {at}", unit, better, value, peers, goal=goal, note=note))
     if goals and (cpu := median("ours", "cpu")) is not None:
         # Against an absolute figure, beside the cell with the peer.

@@ -23,9 +23,10 @@ _END = b"data: [DONE]"
 
 @dataclass
 class Load:
-    """What was seen after the warm-up. Times in milliseconds."""
+    """What was seen after the warm-up. Times in milliseconds; `itl` is of all gaps between tokens."""
 
     seconds: float = 0.0
+    # That were answered.
     requests: int = 0
     errors: int = 0
     ttft: dict[str, float] = field(default_factory=dict)
@@ -62,6 +63,11 @@ class _Connection(asyncio.Protocol):
         if chunks:
             if not self._first:
                 self._first = now
+            elif self._run.counting:
+                self._run.itls.append(now - self._last)
+            if self._run.counting:
+                # What comes together has no time between it.
+                self._run.itls += [0.0] * (chunks - 1)
             self._last = now
             self._chunks += chunks
         self._tail = text[-len(_END) :] if not text.endswith(b"\n") else b""
@@ -70,12 +76,11 @@ class _Connection(asyncio.Protocol):
 
     def _answered(self) -> None:
         run = self._run
-        if run.counting:
+        if run.counting and self._bad:
+            run.load.errors += 1
+        elif run.counting:
             run.load.requests += 1
-            run.load.errors += self._bad
             run.ttfts.append(self._first - self._sent)
-            if run.tokens > 1:
-                run.itls.append((self._last - self._first) / (run.tokens - 1))
         if run.over:
             assert self._transport is not None
             self._transport.close()

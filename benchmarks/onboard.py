@@ -2,10 +2,11 @@
 
 One SGLang engine with a device pool that holds two such prompts, behind the whole mesh. Each round asks a
 new prompt (cold), asks it again (device), pushes it out of the device with other prompts and asks again
-(host), pushes it out, moves it from host to nvme and asks again (nvme). That a prompt came from where the
-cell says is checked by the answer's own count of cached tokens. Then a mesh with KVBM and one without it
-take turns with new prompts: time to the first token, in which the pages are written and offloaded, and
-between tokens.
+(host), pushes it out, moves it from host to nvme and asks again (nvme), pushes it out, moves it to the store
+of another node, which is a process of its own on this machine, and asks again (network). That a prompt came
+from where the cell says is checked by the answer's own count of cached tokens. Then a mesh with KVBM and one
+without it take turns with new prompts: time to the first token, in which the pages are written and offloaded,
+and between tokens.
 
 Goals: a host hit <= 1.3 times a device hit; the engine slowed by less than 2 %.
 """
@@ -15,8 +16,12 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import harness  # noqa: F401 - makes the tests' fixtures importable
+from fixtures.kvbm import Kvbm
 from harness import Cell, Mesh, Report, interleave, main, mesh
 from sse_client import Stream, stream_completion
 
@@ -24,6 +29,7 @@ PROMPT_TOKENS = 2_000
 OUTPUT_TOKENS = 32
 # Two prompts, one being computed, and some blocks to spare.
 POOL_TOKENS = 7_168
+HOST_BYTES = 1 << 30
 AGGREGATED = {"prefill": 0, "decode": 0, "aggregated": 1}
 HOST_GOAL, SLOWED_GOAL = 1.3, 1.02
 # Seconds until what an engine wrote is in its store.
@@ -40,8 +46,8 @@ def fresh_prompt() -> list[int]:
     return [random.randrange(1_000, 40_000) for _ in range(PROMPT_TOKENS)]
 
 
-async def ask(served: Mesh, prompt: list[int]) -> Stream:
-    return await stream_completion(served.url, prompt, OUTPUT_TOKENS, kvmesh={"explain": True})
+async def ask(served: Mesh, prompt: list[int], output_tokens: int = OUTPUT_TOKENS) -> Stream:
+    return await stream_completion(served.url, prompt, output_tokens, kvmesh={"explain": True})
 
 
 def figures(stream: Stream) -> dict[str, float]:
@@ -49,11 +55,27 @@ def figures(stream: Stream) -> dict[str, float]:
     return {"ttft_ms": 1e3 * (stream.tokens[0] - stream.sent), "itl_ms": 1e3 * between}
 
 
+@asynccontextmanager
+async def other_node(home: Path, served: Mesh) -> AsyncIterator[Kvbm]:
+    """Another node's store, which has no engine, on the mesh's bus."""
+    store = Kvbm(home, f"nats://127.0.0.1:{served.config['nats']['port']}", HOST_BYTES)
+    store.environment |= {
+        "KVMESH_NODE": "other",
+        "KVMESH_KVBM__ID": "kvbm-other",
+        "KVMESH_KVBM__SHM_DIR": "/dev/shm",
+    }
+    try:
+        await store.start()
+        yield store
+    finally:
+        store.end()
+
+
 class Tiers:
     """A prompt on its way down the tiers."""
 
-    def __init__(self, served: Mesh) -> None:
-        self._mesh = served
+    def __init__(self, served: Mesh, other: Kvbm) -> None:
+        self._mesh, self._other = served, other
         self._prompt: list[int] = []
 
     async def cold(self) -> dict[str, float]:
@@ -73,10 +95,19 @@ class Tiers:
         self._mesh.command("kvbm", "flush", "--tier", "host")
         return await self._from("nvme")
 
+    async def network(self) -> dict[str, float]:
+        await self._push_out()
+        other = ("--store", self._other.address)
+        own = f"127.0.0.1:{self._mesh.config['kvbm']['port']}"
+        self._mesh.command("kvbm", "flush", *other)
+        self._mesh.command("kvbm", "warm", "--from", own, *other)
+        self._mesh.command("kvbm", "flush")
+        return await self._from("network")
+
     async def _push_out(self) -> None:
         self._wait_until_offloaded()
         for _ in range(POOL_TOKENS // PROMPT_TOKENS + 1):
-            await ask(self._mesh, fresh_prompt())
+            await ask(self._mesh, fresh_prompt(), 1)
         self._wait_until_offloaded()
 
     async def _from(self, tier: str | None) -> dict[str, float]:
@@ -105,17 +136,17 @@ async def run(report: Report, quick: bool) -> None:
     rounds = 2 if quick else 7
     with tempfile.TemporaryDirectory() as directory:
         nvme = {"path": str(Path(directory, "nvme")), "capacity": 2 << 30}
-        kvbm = {"host_bytes": 1 << 30, "nvme": nvme}
+        kvbm = {"host_bytes": HOST_BYTES, "nvme": nvme}
         with mesh(Path(directory, "tiers"), config(**kvbm)) as served:
-            tiers = Tiers(served)
-            # In this order, for each is what the one before left behind.
-            result = await interleave(
-                {"cold": tiers.cold, "device": tiers.device, "host": tiers.host, "nvme": tiers.nvme}, rounds
-            )
+            async with other_node(Path(tempfile.mkdtemp(dir=directory)), served) as other:
+                tiers = Tiers(served, other)
+                # In this order, for each is what the one before left behind.
+                ways = (tiers.cold, tiers.device, tiers.host, tiers.nvme, tiers.network)
+                result = await interleave({way.__name__: way for way in ways}, rounds)
         device = result["device"]["ttft_ms"]
         report.add(Cell("TTFT, cold", "ms", "lower", result["cold"]["ttft_ms"]))
         report.add(Cell("TTFT, device hit", "ms", "lower", device))
-        for tier, goal in (("host", HOST_GOAL), ("nvme", None)):
+        for tier, goal in (("host", HOST_GOAL), ("nvme", None), ("network", None)):
             note = "limit: a device hit"
             ttft = result[tier]["ttft_ms"]
             report.add(Cell(f"TTFT, {tier} hit", "ms", "lower", ttft, limit=device, goal=goal, note=note))
@@ -124,7 +155,7 @@ async def run(report: Report, quick: bool) -> None:
             return figures(await ask(of, fresh_prompt()))
 
         with (
-            mesh(Path(directory, "with"), config(host_bytes=1 << 30)) as with_store,
+            mesh(Path(directory, "with"), config(host_bytes=HOST_BYTES)) as with_store,
             mesh(Path(directory, "without"), config(enabled=False)) as without,
         ):
             result = await interleave(

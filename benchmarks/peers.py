@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from harness import ROOT, say
 
 PEERS = ROOT / ".cache" / "peers"
 DYNAMO = "1.6.1"
+LMCACHE = "0.5.6"
+MOONCAKE = "0.3.13.post1"
 # What of its dependencies its Python side cannot do without.
 _DYNAMO_NEEDS = [
     "pydantic",
@@ -59,6 +62,28 @@ def dynamo_environment() -> Path:
     """The Python of Dynamo's environment. Raises RuntimeError when it cannot be had."""
     bare = [f"ai-dynamo=={DYNAMO}", f"ai-dynamo-runtime=={DYNAMO}"]
     return environment(f"dynamo-{DYNAMO}", _DYNAMO_NEEDS, bare=bare)
+
+
+def lmcache_environment() -> Path:
+    """The Python of LMCache's environment. Raises RuntimeError when it cannot be had."""
+    return environment(f"lmcache-{LMCACHE}", [f"lmcache=={LMCACHE}"])
+
+
+def mooncake_environment() -> tuple[Path, dict[str, str]]:
+    """The Python of Mooncake's environment, and what its processes need beside ours.
+
+    Raises RuntimeError when it cannot be had.
+    """
+    # It loads the library of InfiniBand's verbs to speak TCP, too; NIXL's wheel carries one, by another name.
+    packages = [f"mooncake-transfer-engine-non-cuda=={MOONCAKE}", "numpy"]
+    python = environment(f"mooncake-{MOONCAKE}", packages, bare=[f"nixl-cu12=={version('nixl')}"])
+    home = python.parents[1]
+    carried = next(home.glob("lib/python*/site-packages/nixl_cu12.libs/libibverbs-*"))
+    named = home / "lib" / "verbs" / "libibverbs.so.1"
+    named.parent.mkdir(exist_ok=True)
+    if not named.exists():
+        named.symlink_to(carried)
+    return python, {"LD_LIBRARY_PATH": f"{named.parent}:{carried.parent}"}
 
 
 def _uv() -> str:

@@ -1,11 +1,13 @@
-"""A bare NIXL write between two processes: what a KV transfer of the same bytes could cost at best."""
+"""A bare NIXL transfer between two processes: what moving the same bytes as KV could cost at best."""
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import time
 import uuid
 from multiprocessing.connection import Connection
+from typing import Literal
 
 import numpy as np
 from nixl._api import nixl_agent, nixl_agent_config
@@ -14,8 +16,18 @@ from nixl._api import nixl_agent, nixl_agent_config
 class RawNixl:
     """A pair of NIXL agents over DRAM; the other one lives in a child process. Use as a context manager."""
 
-    def __init__(self, total_bytes: int, pieces: int) -> None:
-        """`pieces` buffers of equal size, as an engine's K and V of every layer are."""
+    def __init__(
+        self,
+        total_bytes: int,
+        pieces: int,
+        operation: Literal["WRITE", "READ"] = "WRITE",
+        *,
+        shared: bool = False,
+    ) -> None:
+        """`pieces` buffers of equal size, as an engine's K and V of every layer are; in memory that other
+        processes may map, as an arena is, if `shared`.
+        """
+        self._operation, self._shared = operation, shared
         self.pieces, self.piece_bytes = pieces, total_bytes // pieces
         self.total_bytes = self.pieces * self.piece_bytes
 
@@ -23,22 +35,22 @@ class RawNixl:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._child = context.Process(
-            target=_receive, args=(other, self.pieces, self.piece_bytes), daemon=True
+            target=_receive, args=(other, self.pieces, self.piece_bytes, self._shared), daemon=True
         )
         self._child.start()
-        self._agent, self._memory, rows = _agent(self.pieces, self.piece_bytes)
+        self._agent, self._memory, rows = _agent(self.pieces, self.piece_bytes, self._shared)
         metadata, remote_rows = self._pipe.recv()
         peer = self._agent.add_remote_agent(metadata)
         peer = peer.decode() if isinstance(peer, bytes) else peer
         self._handle = self._agent.initialize_xfer(
-            "WRITE",
+            self._operation,
             self._agent.get_xfer_descs(rows, "DRAM"),
             self._agent.get_xfer_descs(remote_rows, "DRAM"),
             peer,
         )
         return self
 
-    def write(self) -> float:
+    def move(self) -> float:
         """Seconds for all bytes once."""
         start = time.perf_counter()
         state = self._agent.transfer(self._handle)
@@ -55,8 +67,10 @@ class RawNixl:
         self._child.kill()
 
 
-def _agent(pieces: int, piece_bytes: int) -> tuple[nixl_agent, np.ndarray, np.ndarray]:
-    memory = np.ones(pieces * piece_bytes, np.uint8)
+def _agent(pieces: int, piece_bytes: int, shared: bool) -> tuple[nixl_agent, np.ndarray, np.ndarray]:
+    size = pieces * piece_bytes
+    memory = np.frombuffer(mmap.mmap(-1, size), np.uint8) if shared else np.empty(size, np.uint8)
+    memory[:] = 1
     agent = nixl_agent(str(uuid.uuid4()), nixl_agent_config(backends=["UCX"]))
     base = memory.ctypes.data
     agent.register_memory([(base, memory.nbytes, 0, "")], "DRAM")
@@ -64,7 +78,7 @@ def _agent(pieces: int, piece_bytes: int) -> tuple[nixl_agent, np.ndarray, np.nd
     return agent, memory, rows
 
 
-def _receive(pipe: Connection, pieces: int, piece_bytes: int) -> None:
-    agent, _memory, rows = _agent(pieces, piece_bytes)
+def _receive(pipe: Connection, pieces: int, piece_bytes: int, shared: bool) -> None:
+    agent, _memory, rows = _agent(pieces, piece_bytes, shared)
     pipe.send((agent.get_agent_metadata(), rows))
     pipe.recv()

@@ -1,12 +1,14 @@
 """A router's decisions: in process through the binding, and over gRPC to a router's process.
 
 A cycle places a request, reports its prompt as computed and ends it. An eighth of the workers have half of
-every prompt cached; every worker has live streams. Over gRPC 8 requests are under way at once, with 64
-workers and prompts of 16 blocks: on one stream, as gateways do it, and by 8 clients with a unary call for
-each of the three; CPU is the router process' own. Beside them Dynamo's SelectionService with the same load in
-its caller's process, without a network; its CPU is its caller's, too. Rounds take turns. Goals: a decision of
-16 blocks <= 10 us at 64 workers and <= 30 us at 512; three times Dynamo's cycles a second over the stream,
-1.2 times by unary calls.
+every prompt cached; every worker has live streams. Beside decisions in process stands the selection core of
+Dynamo's crate (`routing_peer/src/decisions.rs`, built with the first run) under the same load, with no Python
+around it. Over gRPC 8 requests are under way at once, with 64 workers and prompts of 16 blocks: on one
+stream, as gateways do it, and by 8 clients with a unary call for each of the three, all in one process; CPU
+is the router process' own. Beside them Dynamo's SelectionService with the same load: embedded in its caller's
+process, without a network (its CPU is its caller's, too), and served over HTTP, as ours is over gRPC, with 8
+clients in one process. Rounds take turns. Goals: a decision of 16 blocks <= 10 us at 64 workers and <= 30 us
+at 512; three times the cycles a second of the faster of the two over the stream, 1.2 times by unary calls.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -27,20 +30,19 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
-from harness import Cell, Report, cpu_seconds, interleave, main, say
+from harness import ROOT, Cell, Report, cpu_seconds, interleave, main, say
 from peers import DYNAMO, dynamo_environment
 
 # isort: split
 from fixtures.holders import Members, worker_info
+from kvmesh.common import lifecycle
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config, RouterConfig
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.grpc.streams import Stream, StreamHub
-from kvmesh.common.lifecycle import RoleServer
 from kvmesh.core import Placed, PrefixIndex, Selector
 from kvmesh.router.index import IndexFeed
-from kvmesh.router.route_stream import RouteStream
 from kvmesh.router.service import RouterService
 from kvmesh.v1.router_pb2 import (
     LeaseReport,
@@ -51,12 +53,16 @@ from kvmesh.v1.router_pb2 import (
     RouteStreamRequest,
     RouteStreamResponse,
 )
-from kvmesh.v1.router_pb2_grpc import RouterServiceStub, add_RouterServiceServicer_to_server
+from kvmesh.v1.router_pb2_grpc import RouterServiceStub
 
 METHOD = "/kvmesh.v1.RouterService/RouteStream"
 BLOCK = 16
 AT_ONCE = 8
 WORKERS = 64
+# Of a decision in process, by workers, with prompts of 16 blocks.
+GOALS_US = {64: 10.0, 512: 30.0}
+CORE = f"dynamo-kv-router {DYNAMO}"
+PEERS = {f"Dynamo {DYNAMO}": "embedded", f"Dynamo {DYNAMO} over HTTP": "served"}
 # Each client has a connection of its own.
 OWN = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -100,6 +106,52 @@ def in_process(workers: int, blocks: int, rounds: int) -> dict[str, float]:
         "p99": decisions[int(0.99 * len(decisions))],
         "cycle": statistics.median(cycles),
     }
+
+
+def selection_core() -> Path:
+    """The peer's side of `in_process`, built if need be. RuntimeError when it cannot be."""
+    crate, target = ROOT / "benchmarks" / "routing_peer", ROOT / "rust" / "target" / "peer"
+    build = ["cargo", "build", "--release", "--quiet", "--locked", "--features", "decisions"]
+    build += ["--manifest-path", str(crate / "Cargo.toml"), "--target-dir", str(target)]
+    say("building the peer's selection core (some minutes the first time)")
+    built = subprocess.run([*build, "--bin", "decisions"], capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise RuntimeError(f"its selection core cannot be built: {built.stderr.strip()[-300:]}")
+    return target / "release" / "decisions"
+
+
+async def decide(report: Report, rounds: int, turns: int) -> None:
+    """In process: ours, and the peer's where it can be had."""
+    core = None
+    try:
+        core = selection_core()
+    except RuntimeError as error:
+        say(f"Dynamo is left out: {error}")
+    for workers, blocks in itertools.product((8, 64, 512), (16, 191)):
+        say(f"{workers} workers, {blocks} blocks")
+        load = workers, blocks, rounds
+
+        async def ours(load: tuple[int, int, int] = load) -> dict[str, float]:
+            return in_process(*load)
+
+        async def theirs(load: tuple[int, int, int] = load) -> dict[str, float]:
+            peer = await asyncio.create_subprocess_exec(str(core), *map(str, load), stdout=-1)
+            said, _ = await peer.communicate()
+            return json.loads(said)
+
+        found = await interleave({"ours": ours} | ({CORE: theirs} if core else {}), turns)
+        figures = found.pop("ours")
+        at = f"{workers} workers, {blocks} blocks"
+        for figure, name in (
+            ("decision", f"decision, {at}"),
+            ("p99", f"decision, {at}, p99"),
+            ("cycle", f"cycle, {at}"),
+        ):
+            peers = {peer: of[figure] for peer, of in found.items()}
+            report.add(Cell(name, "us", "lower", figures[figure], peers))
+        if blocks == 16 and workers in GOALS_US:
+            name = f"decision, {at}, absolute"
+            report.add(Cell(name, "us", "lower", figures["decision"], goal=GOALS_US[workers]))
 
 
 class Caller:
@@ -154,17 +206,16 @@ async def serve() -> None:
     """The router's side, served as its process does: prints its port, and ends with its parent."""
     members = Members()
     config = Config()
-    server = RoleServer("router", config, RouterConfig(port=0, metrics_port=0))
+    server = lifecycle.RoleServer("router", config, RouterConfig(port=0, metrics_port=0))
     feed = IndexFeed(PrefixIndex(), members, Bus("nats://127.0.0.1:1", "bench"), Channels())
     bus = Bus("nats://127.0.0.1:1", "bench")
     service = RouterService(members, bus, feed, RouterConfig(), random=random.Random(1))
     for number in range(WORKERS):
         members.put(worker_info(f"w{number}"))
-    name = "kvmesh.v1.RouterService"
-    server.add_service(name, add_RouterServiceServicer_to_server, service)
-    server.add_stream(name, "RouteStream", lambda stream: RouteStream(stream, service.routing))
+    service.add_to(server)
     await server.start()
     service.start()
+    server.set_ready(True)
     print(server.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop(0)
@@ -245,10 +296,10 @@ async def by_unary_calls(cycles: int) -> dict[str, float]:
     return figures
 
 
-async def dynamo(cycles: int) -> dict[str, float]:
-    """The same figures of Dynamo's SelectionService. Raises RuntimeError when it cannot be had."""
+async def dynamo(how: str, cycles: int) -> dict[str, float]:
+    """The same figures of Dynamo's SelectionService; RuntimeError when it cannot be had."""
     python = dynamo_environment()
-    arguments = [WORKERS, AT_ONCE, cycles, 16, BLOCK]
+    arguments = [how, WORKERS, AT_ONCE, cycles, 16, BLOCK]
     peer = await asyncio.create_subprocess_exec(
         python,
         Path(__file__).with_name("selection_peer.py"),
@@ -274,25 +325,17 @@ def _figures(waits: list[float], began: float, cpu: float) -> dict[str, float]:
 
 
 async def run(report: Report, quick: bool) -> None:
-    rounds = 2_000 if quick else 20_000
-    goals = {64: 10.0, 512: 30.0}
-    for workers in (8, 64, 512):
-        for blocks in (16, 191):
-            say(f"{workers} workers, {blocks} blocks")
-            found = in_process(workers, blocks, rounds)
-            name = f"decision, {workers} workers, {blocks} blocks"
-            goal = goals.get(workers) if blocks == 16 else None
-            report.add(Cell(name, "us", "lower", found["decision"], goal=goal))
-            report.add(Cell(f"{name}, p99", "us", "lower", found["p99"]))
-            report.add(Cell(f"cycle, {workers} workers, {blocks} blocks", "us", "lower", found["cycle"]))
+    rounds, turns = (2_000, 1) if quick else (20_000, 3)
+    await decide(report, rounds, turns)
     cycles = 2_000 if quick else 20_000
     ways = {"stream": partial(over_a_stream, cycles), "unary": partial(by_unary_calls, cycles)}
     try:
-        await dynamo(AT_ONCE * 10)
-        ways["dynamo"] = partial(dynamo, cycles)
+        for name, how in PEERS.items():
+            await dynamo(how, AT_ONCE * 10)
+            ways[name] = partial(dynamo, how, cycles)
     except RuntimeError as error:
         say(f"Dynamo is left out: {error}")
-    found = await interleave(ways, 1 if quick else 3)
+    found = await interleave(ways, turns)
     for way, said, goal in (("stream", "over a stream", 3.0), ("unary", "by unary calls", 1.2)):
         for figure, unit, label in (
             ("rate", "1/s", "cycles a second"),
@@ -300,7 +343,7 @@ async def run(report: Report, quick: bool) -> None:
             ("p50_ms", "ms", "question to answer"),
             ("p99_ms", "ms", "question to answer, p99"),
         ):
-            peers = {f"Dynamo {DYNAMO}": found["dynamo"][figure]} if "dynamo" in found else {}
+            peers = {name: found[name][figure] for name in PEERS if name in found}
             better = "higher" if figure == "rate" else "lower"
             wanted = goal if figure == "rate" and peers else None
             report.add(Cell(f"{label}, {said}", unit, better, found[way][figure], peers, goal=wanted))
@@ -308,6 +351,8 @@ async def run(report: Report, quick: bool) -> None:
 
 if __name__ == "__main__":
     if "--serve" in sys.argv:
-        uvloop.run(serve())
+        lifecycle.run(serve)
     else:
+        # The clients', as gateways run on it.
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         main(__file__, run)

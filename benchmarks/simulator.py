@@ -1,8 +1,9 @@
 """How far fitted simulations are from measured engines, and how long a million requests take.
 
-Timelines of vLLM on four clusters, measured by LLMServingSim (its folder below KVMESH_TRACES), are fitted by
-`kvmesh simulate fit`; the errors are of requests that were held out. The time is that of synthetic
-conversations on 64 workers, on one core, the making of the trace included.
+Timelines of vLLM on four clusters, measured by LLMServingSim (its folder below KVMESH_TRACES), and of
+SGLang on this machine's CPU, measured by `kvmesh simulate record`, are fitted by `kvmesh simulate fit`; the
+errors are of requests that were held out. The time is that of synthetic conversations on 64 workers, on one
+core, the making of the trace included.
 
     python benchmarks/simulator.py [--json] [--quick]
 
@@ -16,13 +17,14 @@ import argparse
 import json
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from harness import ROOT, TRACES, Cell, Report, machine, say, versions
+from harness import ROOT, TRACES, Cell, Report, machine, mesh, say, versions
 
 MEASURED = TRACES / "llmservingsim"
 RUNS = {
@@ -32,6 +34,16 @@ RUNS = {
     # The same prompts, as its own record says.
     "RTXPRO6000/Qwen3-30B-A3B-Instruct-2507": "sharegpt-qwen3-32b-300-sps10.jsonl",
 }
+# One engine, which shares its cores with the mesh and with who asks. It refuses nobody, however slow it is.
+SERVED = {
+    "engine": {"kind": "sglang", "args": {"max_total_tokens": 16384}},
+    "workers": {"prefill": 0, "decode": 0, "aggregated": 1},
+    "kvbm": {"enabled": False},
+    "router": {"max_wait_s": 86_400},
+}
+LOAD = ("--per-second", "0.4", "--longest-prompt", "512", "--longest-answer", "32")
+# The engine's own, on a CPU (`kvmesh.engine.sglang.arguments`).
+ENGINE = ("--blocks", 1024, "--pass-tokens", 512, "--max-running", 128)
 LARGEST_ERROR = 0.1
 REQUESTS, WORKERS, PER_SECOND = 1_000_000, 64, 300
 ROUTERS = ("kv", "kv-immediate", "round-robin")
@@ -54,7 +66,20 @@ def simulate(binary: Path, *words: object) -> dict[str, Any]:
 
 def measure_fit(report: Report, binary: Path, name: str, workload: str) -> None:
     file = MEASURED / "bench" / "examples" / name / "vllm" / "requests.jsonl"
-    fitted = simulate(binary, "fit", file, "--workload", MEASURED / workload)
+    add_errors(report, name, simulate(binary, "fit", file, "--workload", MEASURED / workload))
+
+
+def measure_own(report: Report, binary: Path, requests: int) -> None:
+    with tempfile.TemporaryDirectory() as directory, mesh(Path(directory, "mesh"), SERVED) as served:
+        file = str(Path(directory, "requests.jsonl"))
+        # Whatever an engine does for the first time it does slowly.
+        served.command("simulate", "record", "--out", file, *LOAD, "--requests", "4", "--seed", "1")
+        served.command("simulate", "record", "--out", file, *LOAD, "--requests", str(requests), timeout=1800)
+        fitted = simulate(binary, "fit", file, *ENGINE)
+    add_errors(report, "this CPU, SGLang/SmolLM2-135M", fitted)
+
+
+def add_errors(report: Report, name: str, fitted: dict[str, Any]) -> None:
     held_out = fitted["held_out"]
     for key in ("ttft", "itl"):
         found = held_out[key]
@@ -91,6 +116,8 @@ def main() -> None:
             measure_fit(report, binary, name, workload)
     else:
         say(f"no {MEASURED}: nothing is fitted; set KVMESH_TRACES")
+    say("recording and fitting SGLang on this CPU")
+    measure_own(report, binary, 24 if arguments.quick else 100)
     for router in ROUTERS:
         say(f"a million requests, {router}")
         measure_time(report, binary, router, REQUESTS // 10 if arguments.quick else REQUESTS)

@@ -1,279 +1,211 @@
-"""Speed of the host and the nvme tier, checksums on, beside what memory and the disk can do.
+"""Speed of the host, nvme and network tier, checksums on, beside memory, disk, link and peers' stores.
 
-    python benchmarks/tiers.py [--json] [--quick] [--dir FOLDER]
+    python benchmarks/tiers.py [--json] [--quick] [--dir FOLDER] [--tier TIER]
 
-Blocks of 64 KiB, 512 KiB and 2 MiB, put and got in scattered order through `TieredStore` by 1 and 2
-threads, from and to the caller's memory. Limits: memcpy of the same bytes in the same pattern; `fio` with
-the same block size and depth where it is installed, else positioned direct I/O on as many threads. FOLDER
-is where the disk tier lies (default: the temporary directory).
+Blocks of 64 KiB, 512 KiB and 2 MiB, put and got in scattered order by 1 and 2 threads, from and to the
+caller's memory. Limits: memcpy of the same bytes in the same pattern; `fio` with the same block size and
+depth where it is installed, else positioned direct I/O on as many threads; one NIXL READ of the same blocks,
+in memory that processes share, as arenas are (of private memory, which Linux gives huge pages more readily,
+in the note).
+FOLDER is where the disk tier lies (default: the temporary directory). TIER: only host, nvme or network.
 
-The host tier is full all the time, so every put evicts, by LRU: other policies would refuse some of the
-blocks. Disk puts count until all is on the disk (`flush`); a writer's batch has depth 32. Disk gets are of
-blocks that are not in memory; each caller has one under way.
+A look-up is timed as an engine's scheduler waits for it: 512 pages that another process's store has.
+
+Peers do the same work in processes and environments of their own. They check nothing, but for cells that say
+so. Mooncake gets 32 blocks a call, which is its fastest way.
+
+Host and nvme are `TieredStore`'s. The host tier is full all the time, so every put evicts, by LRU: other
+policies would refuse some of the blocks. Disk puts count until all is on the disk (`flush`); a writer's batch
+has depth 32. Disk gets are of blocks that are not in memory; each caller has one under way.
+
+The network tier is two kvbm processes on this machine, connected as UCX does by itself, and by TCP. A chain
+is prefetched from one to the other, or two at once (2 threads): until all of it is there, checked (beside
+NIXL), and until an engine has copied it to its pages, checked again (beside peers, whose gets end in the
+caller's memory).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import mmap
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
-from itertools import count
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from random import Random
+from typing import Protocol
 
-import numpy as np
+from tier import lookups, peers, raw_disk
+from tier.embedded import DiskTier, HostTier
+from tier.memory import KIB, MIB, Figures, Memcpy, Memory
+from tier.network import two_stores
 
 from harness import Cell, Report, interleave, main
-from kvmesh.core import TieredStore
+from raw_nixl import RawNixl
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SIZES = {"64 KiB": 64 * KIB, "512 KiB": 512 * KIB, "2 MiB": 2 * MIB}
 THREADS = (1, 2)
-HOST_GOAL, DISK_GOAL = 0.80, 0.90
-WRITE_DEPTH = 32
-Figures = dict[str, float]
+HOST_GOAL, DISK_GOAL, NETWORK_GOAL = 0.80, 0.90, 0.85
+# Of a look-up, in microseconds.
+LOOKUP_GOAL = 100.0
+# Of the better peer's speed.
+HOST_PEER_GOALS = {"64 KiB": 2.0, "512 KiB": 1.3, "2 MiB": 1.0}
+DISK_PEER_GOAL, NETWORK_PEER_GOAL, CHECKED_PEER_GOAL = 1.3, 2.0, 10.0
+# What UCX is told of transports; "all" is what it uses when it is told nothing.
+LINKS = {"UCX's choice": "all", "TCP": "tcp,self"}
 
 
-def spread(items: int, threads: int, work: Callable[[int], object]) -> float:
-    """Seconds to run `work` for every item in scattered order on so many threads."""
-    order = list(range(items))
-    Random(1).shuffle(order)
-
-    def run(part: list[int]) -> None:
-        for item in part:
-            work(item)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(int, "0" * threads))
-        began = time.perf_counter()
-        list(pool.map(run, [order[start::threads] for start in range(threads)]))
-        return time.perf_counter() - began
-
-
-def names(start: int, items: int) -> list[bytes]:
-    return [sha256(number.to_bytes(8, "little")).digest() for number in range(start, start + items)]
-
-
-class Memory:
-    """Blocks of the caller's, written to once so that no page of them is missing."""
-
-    def __init__(self, size: int, items: int) -> None:
-        self.size, self.items = size, items
-        self.source = np.random.default_rng(1).integers(0, 256, (items, size), np.uint8)
-        self.target = np.ones((items, size), np.uint8)
-
-    def copy(self, threads: int) -> Figures:
-        scattered = Random(2).sample(range(self.items), self.items)
-        taken = spread(
-            self.items,
-            threads,
-            lambda item: np.copyto(self.target[scattered[item]], self.source[item]),
-        )
-        return {"speed": self.items * self.size / taken / 1e9}
-
-
-def per_gb(memory: Memory, cpu: float) -> float:
-    return cpu / (memory.items * memory.size / 1e9)
-
-
-class HostTier:
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        # A little more than one round, so that every round but the first evicts.
-        room = int(memory.items * (memory.size + 8 * KIB) * 1.15) + 32 * 4 * MIB
-        self.store = TieredStore(room, memory.size, policy="lru")
-        self.rounds = count()
-
+class Store(Protocol):
     def round(self, threads: int) -> Figures:
-        memory, store = self.memory, self.store
-        digests = names(next(self.rounds) * memory.items, memory.items)
-        cpu = time.process_time()
-        put = spread(memory.items, threads, lambda item: store.put(digests[item], memory.source[item]))
-        between = time.process_time()
-        got = spread(memory.items, threads, lambda item: store.get(digests[item], memory.target[item]))
-        after = time.process_time()
-        assert np.array_equal(memory.target[:: memory.items // 7], memory.source[:: memory.items // 7])
-        total = memory.items * memory.size / 1e9
-        return {
-            "put": total / put,
-            "get": total / got,
-            "put cpu": per_gb(memory, between - cpu),
-            "get cpu": per_gb(memory, after - between),
-        }
+        """GB/s of `put` and `get`, and CPU seconds a GB where they are known."""
+        ...
 
 
-class DiskTier:
-    def __init__(self, memory: Memory, folder: Path) -> None:
-        self.memory, self.folder = memory, folder
-        self.rounds = count()
+async def medians(stores: Mapping[str, Store], threads: int, rounds: int) -> dict[str, Figures]:
+    def way(store: Store):
+        async def once() -> Figures:
+            return store.round(threads)
 
-    def round(self, threads: int) -> Figures:
-        memory, path = self.memory, self.folder / f"tier-{next(self.rounds)}"
-        room = 2 * memory.items * (memory.size + 8 * KIB) + 64 * 4 * MIB
-        digests = names(0, memory.items)
-        store = TieredStore(192 * MIB, memory.size, path, room, policy="lru")
-        try:
-            # The slabs' first writes allocate; a tier in use has them behind it.
-            warm = names(1 << 32, room // (memory.size + 8 * KIB) - 64)
-            for at, digest in enumerate(warm):
-                store.put(digest, memory.source[at % memory.items])
-            store.flush()
+        return once
 
-            def put() -> None:
-                spread(memory.items, threads, lambda item: store.put(digests[item], memory.source[item]))
-                store.flush()
-
-            cpu, began = time.process_time(), time.perf_counter()
-            put()
-            put_s, between = time.perf_counter() - began, time.process_time()
-            below = [at for at, place in enumerate(store.contains(digests)) if place == "nvme"]
-            got = spread(
-                len(below), threads, lambda item: store.get(digests[below[item]], memory.target[item])
-            )
-            after = time.process_time()
-            total = memory.items * memory.size / 1e9
-            return {
-                "put": total / put_s,
-                "get": len(below) * memory.size / 1e9 / got,
-                "put cpu": per_gb(memory, between - cpu),
-                "get cpu": (after - between) / (len(below) * memory.size / 1e9),
-            }
-        finally:
-            store.close()
-            shutil.rmtree(path)
+    return await interleave({name: way(store) for name, store in stores.items()}, rounds)
 
 
-class RawDisk:
-    """The disk alone: one allocated file, written and read in scattered order past the page cache."""
-
-    def __init__(self, memory: Memory, folder: Path) -> None:
-        self.memory, self.path = memory, folder / "raw"
-        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_DIRECT)
-        os.posix_fallocate(descriptor, 0, memory.items * memory.size)
-        os.close(descriptor)
-        self.run("write", WRITE_DEPTH)
-
-    def run(self, what: str, depth: int) -> float:
-        """GB/s."""
-        return self._fio(what, depth) if shutil.which("fio") else self._loop(what, depth)
-
-    def _fio(self, what: str, depth: int) -> float:
-        memory = self.memory
-        command = [
-            *("fio", "--name=raw", f"--filename={self.path}", f"--rw=rand{what}", "--direct=1"),
-            *(f"--bs={memory.size}", f"--iodepth={depth}", "--ioengine=io_uring", "--end_fsync=1"),
-            *(f"--size={memory.items * memory.size}", "--output-format=json"),
-        ]
-        output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-        return json.loads(output)["jobs"][0][what]["bw_bytes"] / 1e9
-
-    def _loop(self, what: str, depth: int) -> float:
-        memory, size = self.memory, self.memory.size
-        descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
-        buffers = [mmap.mmap(-1, size) for _ in range(depth)]
-        for buffer in buffers:
-            buffer.write(memory.source[0].tobytes())
-        free = list(buffers)
-
-        def move(item: int) -> None:
-            buffer = free.pop()
-            if what == "write":
-                os.pwritev(descriptor, [buffer], item * size)
-            else:
-                os.preadv(descriptor, [buffer], item * size)
-            free.append(buffer)
-
-        try:
-            began = time.perf_counter()
-            spread(memory.items, depth, move)
-            if what == "write":
-                os.fdatasync(descriptor)
-            return memory.items * size / (time.perf_counter() - began) / 1e9
-        finally:
-            os.close(descriptor)
-
-    def round(self, threads: int) -> Figures:
-        return {"put": self.run("write", WRITE_DEPTH), "get": self.run("read", threads)}
+def cpu(figures: Figures, what: str) -> str:
+    return f"{figures[f'{what} cpu']:.2f} CPU s/GB"
 
 
-async def measure_host(report: Report, name: str, size: int, rounds: int, quick: bool) -> None:
-    memory = Memory(size, (256 * MIB if quick else GIB) // size)
-    tier = HostTier(memory)
-    for threads in THREADS:
-
-        async def ours(threads: int = threads) -> Figures:
-            return tier.round(threads)
-
-        async def limit(threads: int = threads) -> Figures:
-            return memory.copy(threads)
-
-        figures = await interleave({"ours": ours, "memcpy": limit}, rounds)
-        for what in ("put", "get"):
-            cpu = figures["ours"][f"{what} cpu"]
-            cell = Cell(
-                f"host {what}, {name}, {threads} threads",
-                "GB/s",
-                "higher",
-                figures["ours"][what],
-                limit=figures["memcpy"]["speed"],
-                goal=HOST_GOAL,
-                note=f"limit: memcpy; {cpu:.2f} CPU s/GB",
-            )
-            report.add(cell)
-    tier.store.close()
+def add_limit(
+    report: Report, name: str, what: str, figures: dict[str, Figures], goal: float, by: str
+) -> None:
+    """Ours against what the machine can do."""
+    ours, limit = figures["ours"], figures["limit"][what]
+    note = f"limit: {by}; {cpu(ours, what)}"
+    report.add(Cell(name, "GB/s", "higher", ours[what], limit=limit, goal=goal, note=note))
 
 
-async def measure_disk(report: Report, name: str, size: int, rounds: int, quick: bool, folder: Path) -> None:
-    memory = Memory(size, (256 * MIB if quick else GIB) // size)
-    raw, tier = RawDisk(memory, folder), DiskTier(memory, folder)
-    by = "fio" if shutil.which("fio") else "direct I/O on threads"
-    for threads in THREADS:
+def add_peers(report: Report, name: str, what: str, figures: dict[str, Figures], goal: float) -> None:
+    """Ours against the peers that check nothing, and against those that do."""
+    ours = figures["ours"]
+    names = [name for name in figures if name not in ("ours", "limit")]
+    checked = [peer for peer in names if peer.endswith(peers.CHECKED)]
+    for some, wanted in ((set(names) - set(checked), goal), (set(checked), CHECKED_PEER_GOAL)):
+        if beside := {peer: figures[peer][what] for peer in names if peer in some}:
+            title = f"{name}, beside {'peers' if some.isdisjoint(checked) else 'a peer that checks'}"
+            spent = ", ".join(f"{peer} {cpu(figures[peer], what)}" for peer in beside)
+            note = f"ours {cpu(ours, what)}, {spent}"
+            report.add(Cell(title, "GB/s", "higher", ours[what], beside, goal=wanted, note=note))
 
-        async def ours(threads: int = threads) -> Figures:
-            return tier.round(threads)
 
-        async def limit(threads: int = threads) -> Figures:
-            return raw.round(threads)
+async def measure_host(report: Report, name: str, size: int, rounds: int, total: int, folder: Path) -> None:
+    memory = Memory(size, total // size)
+    with ExitStack() as cleanup:
+        tier = HostTier(memory)
+        cleanup.callback(tier.store.close)
+        others = peers.of_memory(cleanup, size, memory.items, folder)
+        for threads in THREADS:
+            stores = {"ours": tier, "limit": Memcpy(memory), **others}
+            figures = await medians(stores, threads, rounds)
+            for what in ("put", "get"):
+                cell = f"host {what}, {name}, {threads} threads"
+                add_limit(report, cell, what, figures, HOST_GOAL, "memcpy")
+                add_peers(report, cell, what, figures, HOST_PEER_GOALS[name])
 
-        figures = await interleave({"ours": ours, "disk": limit}, rounds)
-        for what in ("put", "get"):
-            depth = WRITE_DEPTH if what == "put" else threads
-            cell = Cell(
-                f"nvme {what}, {name}, {threads} threads",
-                "GB/s",
-                "higher",
-                figures["ours"][what],
-                limit=figures["disk"][what],
-                goal=DISK_GOAL,
-                note=f"limit: {by}, depth {depth}; {figures['ours'][f'{what} cpu']:.2f} CPU s/GB",
-            )
-            report.add(cell)
-    raw.path.unlink()
+
+async def measure_lookups(report: Report, quick: bool, folder: Path) -> None:
+    taken, slow = await lookups.microseconds(folder, 500 if quick else 5000)
+    name = f"host look-up of {lookups.PAGES} pages"
+    note = f"from page hashes to the answer of another process; 99th percentile {slow:.3g} us"
+    report.add(Cell(name, "us", "lower", taken, goal=LOOKUP_GOAL, note=note))
+
+
+async def measure_disk(report: Report, name: str, size: int, rounds: int, total: int, folder: Path) -> None:
+    memory = Memory(size, total // size)
+    raw, tier = raw_disk.RawDisk(memory, folder), DiskTier(memory, folder)
+    with ExitStack() as cleanup:
+        cleanup.callback(raw.path.unlink)
+        others = peers.of_disk(cleanup, size, memory.items, folder)
+        for threads in THREADS:
+            figures = await medians({"ours": tier, "limit": raw, **others}, threads, rounds)
+            for what in ("put", "get"):
+                depth = raw_disk.WRITE_DEPTH if what == "put" else threads
+                cell = f"nvme {what}, {name}, {threads} threads"
+                add_limit(report, cell, what, figures, DISK_GOAL, f"{raw_disk.NAME}, depth {depth}")
+                add_peers(report, cell, what, figures, DISK_PEER_GOAL)
+
+
+async def measure_network(
+    report: Report, name: str, size: int, rounds: int, total: int, folder: Path
+) -> None:
+    memory = Memory(size, total // size)
+    for link, transports in LINKS.items():
+        with ucx(transports), ExitStack() as cleanup:
+            raw = cleanup.enter_context(RawNixl(total, memory.items, "READ", shared=True))
+            private = cleanup.enter_context(RawNixl(total, memory.items, "READ"))
+            others = peers.of_network(cleanup, size, memory.items, folder) if link == "TCP" else {}
+            async with two_stores(memory, folder) as pair:
+
+                def moved(raw: RawNixl):
+                    async def once() -> Figures:
+                        return {"get": memory.gigabytes / raw.move()}
+
+                    return once
+
+                def of(store: Store, threads: int):
+                    async def once() -> Figures:
+                        return store.round(threads)
+
+                    return once
+
+                for threads in THREADS:
+                    ways = {peer: of(store, threads) for peer, store in others.items()}
+                    ways |= {
+                        "ours": partial(pair.round, threads),
+                        "limit": moved(raw),
+                        "private": moved(private),
+                    }
+                    figures = await interleave(ways, rounds)
+                    cell = f"network get, {name}, {link}, {threads} threads"
+                    by = f"NIXL READ of shared memory ({figures.pop('private')['get']:.3g} of private)"
+                    add_limit(report, cell, "get", figures, NETWORK_GOAL, by)
+                    figures["ours"]["get"] = figures["ours"]["engine"]
+                    add_peers(report, f"{cell}, to pages", "get", figures, NETWORK_PEER_GOAL)
+
+
+@contextmanager
+def ucx(transports: str) -> Iterator[None]:
+    """NIXL agents made meanwhile, in processes started meanwhile, use these."""
+    before = os.environ.get("UCX_TLS")
+    os.environ["UCX_TLS"] = transports
+    try:
+        yield
+    finally:
+        os.environ.pop("UCX_TLS")
+        if before is not None:
+            os.environ["UCX_TLS"] = before
+
+
+MEASURES = {"host": measure_host, "nvme": measure_disk, "network": measure_network}
 
 
 async def run(report: Report, quick: bool) -> None:
-    rounds = 2 if quick else 5
-    sizes = SIZES.items()
-    for name, size in sizes:
-        await measure_host(report, name, size, rounds, quick)
+    total = (256 if quick else 512) * MIB
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        for name, size in sizes:
-            await measure_disk(report, name, size, 1 if quick else 3, quick, Path(folder))
+        for tier, measure in MEASURES.items():
+            if only not in (None, tier):
+                continue
+            for name, size in SIZES.items():
+                await measure(report, name, size, 2 if quick else 5, total, Path(folder))
+        if only in (None, "host"):
+            await measure_lookups(report, quick, Path(folder))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--dir", type=Path)
+    parser.add_argument("--tier", choices=MEASURES)
     arguments, rest = parser.parse_known_args()
-    place = arguments.dir
+    place, only = arguments.dir, arguments.tier
     sys.argv[1:] = rest
     main(__file__, run)

@@ -23,11 +23,12 @@ def main() -> int:
             models = client.models()
             print(f"served: {', '.join(model.name for model in models)}\n")
             message = {"role": "user", "content": options.prompt}
-            answer = ""
-            for piece in client.chat([message], temperature=0, max_new_tokens=256):
+            answer, ran = "", None
+            for piece in client.chat([message], temperature=0, max_new_tokens=256, explain=True):
                 print(piece.text, end="", flush=True)
-                answer += piece.text
-            print()
+                answer, ran = answer + piece.text, piece.kvmesh
+            if ran is not None:
+                print(f"\n\nserved by {f'{ran.prefill} -> ' if ran.prefill else ''}{ran.decode}")
             for model in models:
                 if CAPABILITY_EMBED in model.capabilities:
                     one, other = client.embed([options.prompt, answer], model=model.name)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import openai
@@ -14,11 +15,12 @@ import openai
 def main() -> int:
     parser = argparse.ArgumentParser(description="Stream a chat answer with the OpenAI client.")
     parser.add_argument("prompt", help="what to ask")
-    parser.add_argument("--base-url", default="http://localhost:8000/v1", help="the kvmesh endpoint")
+    url = os.environ.get("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    parser.add_argument("--base-url", default=url, help="the kvmesh endpoint")
     parser.add_argument("--model", default="default", help="model name or alias")
     options = parser.parse_args()
 
-    client = openai.OpenAI(base_url=options.base_url, api_key="unused")
+    client = openai.OpenAI(base_url=options.base_url, api_key=os.environ.get("OPENAI_API_KEY", "unused"))
     try:
         stream = client.chat.completions.create(
             model=options.model,

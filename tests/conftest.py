@@ -12,8 +12,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # One that another imports comes before it.
 pytest_plugins = [
+    "fixtures.forkserver",
+    "fixtures.shared_meshes",
     "fixtures.lanes",
-    "fixtures.mesh",
     "fixtures.nats",
     "fixtures.sglang_modules",
     "fixtures.kvbm",

@@ -1,6 +1,6 @@
-"""A million faults between engines, workers and routers: in the end every index equals the truth.
+"""A million faults between engines, workers, a store and routers: in the end every index equals the truth.
 
-Messages are lost, repeated and overtaken at both hops; workers, engines, routers and the bus restart.
+Messages are lost, repeated and overtaken at both hops; engines, workers, store, routers and bus restart.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from fixtures.faulty import DirectChannels, Faults, FaultyHub, Rates
 from fixtures.holders import Members, worker_info
 from fixtures.waiting import eventually
 from kvmesh.common import metrics
 from kvmesh.common.bus import Bus
+from kvmesh.common.errors import KvmeshError
 from kvmesh.common.events import publication as publication_module
-from kvmesh.common.events.columns import read_digest
+from kvmesh.common.events.columns import STORE_TIERS
+from kvmesh.common.events.publication import Publication
 from kvmesh.common.events.source import PublicationServicer
 from kvmesh.common.grpc.client import Channels
 from kvmesh.core import PrefixIndex
@@ -28,13 +31,28 @@ from kvmesh.engine.sglang.event_order import EventOrder
 from kvmesh.engine.worker.publisher import KvPublisher
 from kvmesh.router import index as index_module
 from kvmesh.router.index import IndexFeed
+from kvmesh.v1.common_pb2 import Tier
+from kvmesh.v1.errors_pb2 import ErrorCode
 
 FAULTS = 1_000_000
 # Between workers and routers, and between engine and worker.
 BUS = Rates(lose=0.08, repeat=0.7, delay=0.2)
 ENGINE = Rates(lose=0.08, repeat=0.6, delay=0.15)
-WORKERS = 4
 ROUTERS = 2
+# Of each kind at the least, on the way to routers and on that of each engine to its worker.
+LEAST = {
+    "lost": 10_000,
+    "repeated": 100_000,
+    "overtaken": 10_000,
+    "not published": 100,
+    "not called": 50,
+    "engine restarted": 5,
+    "worker restarted": 5,
+    "store restarted": 5,
+    "router restarted": 5,
+    "bus restarted": 5,
+}
+LEAST_ENGINE = {"lost": 1_000, "repeated": 10_000, "overtaken": 1_000}
 # Batches an engine keeps for replay; one of them keeps so few that losses cannot always be repaired.
 KEPT = [10_000, 10_000, 10_000, 6]
 
@@ -135,6 +153,67 @@ class Worker:
         return {int(block) for _, chain, _ in self.publisher._chains() for block in chain}
 
 
+class StoreServicer(PublicationServicer):
+    """As far as routers ask a store: its events, and whether it lives."""
+
+    def __init__(self, publication: Publication) -> None:
+        super().__init__(publication)
+        self.gone = asyncio.Event()
+
+    async def Watch(self, request: HealthCheckRequest, context: Any) -> AsyncIterator[HealthCheckResponse]:
+        yield HealthCheckResponse(status=HealthCheckResponse.SERVING)
+        await self.gone.wait()
+        raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "the store has died")
+
+
+class Store:
+    """A store of one node, with blocks in three tiers; its blocks die with it."""
+
+    name = "kvbm-0"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = world.random
+        self.incarnation = 0
+        self.bus = world.hub.bus()
+        self.restart()
+
+    def restart(self) -> None:
+        self.bus.close()
+        self.bus = self.world.hub.bus()
+        self.incarnation += 1
+        self.blocks: dict[Tier, dict[int, None]] = {tier: {} for tier in STORE_TIERS}
+        self.publication = Publication(
+            cast(Bus, self.bus),
+            self.name,
+            self.incarnation,
+            "node",
+            lambda: [(tier, list(blocks), None) for tier, blocks in self.blocks.items()],
+            engine=False,
+            address=self.name,
+        )
+        servicers = self.world.channels.servicers
+        if self.incarnation > 1:
+            servicers[self.name].gone.set()
+        servicers[self.name] = StoreServicer(self.publication)
+
+    def step(self) -> None:
+        """One change of a tier."""
+        tier = self.random.choice(list(STORE_TIERS))
+        blocks = self.blocks[tier]
+        chance = self.random.random()
+        if chance < 0.6 or not blocks:
+            stored = [self.random.getrandbits(64) for _ in range(self.random.randint(1, 3))]
+            blocks |= dict.fromkeys(stored)
+            self.publication.stored(tier, stored, None)
+        elif chance < 0.999:
+            self.publication.removed(tier, [blocks.popitem()[0] for _ in range(min(2, len(blocks)))])
+        else:
+            blocks.clear()
+            self.publication.cleared(tier)
+        self.publication.flush()
+
+
 class World:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -143,6 +222,7 @@ class World:
         self.channels = DirectChannels(self.faults)
         self.members = Members()
         self.workers = [Worker(self, f"w{n}", kept) for n, kept in enumerate(KEPT)]
+        self.store = Store(self)
         self.routers: list[tuple[IndexFeed, Any]] = []
         self.divergences = 0
 
@@ -162,12 +242,17 @@ class World:
     def count(self) -> int:
         return self.faults.count + sum(worker.faults.count for worker in self.workers)
 
+    def publications(self) -> list[Publication]:
+        return [*(worker.publisher.publication for worker in self.workers), self.store.publication]
+
     async def run(self, faults: int) -> None:
         """Until that many faults have happened."""
         random, down = self.random, 0
         for step in itertools.count():
             worker = random.choice(self.workers)
             worker.engine.step()
+            if random.random() < 0.2:
+                self.store.step()
             if random.random() < 0.3:
                 worker.engine.answer()
             if down and not (down := down - 1):
@@ -178,15 +263,19 @@ class World:
                     return
             what = random.random()
             if what < 1e-4:
-                self.faults.count += 1
+                self.faults.counts["engine restarted"] += 1
                 worker.engine.restart()
             elif what < 2e-4:
-                self.faults.count += 1
+                self.faults.counts["worker restarted"] += 1
                 worker.restart()
             elif what < 3e-4:
-                self.faults.count += 1
+                self.faults.counts["router restarted"] += 1
                 await self.restart_router()
-            elif what < 4e-4 and not down:
+            elif what < 4e-4:
+                self.faults.counts["store restarted"] += 1
+                self.store.restart()
+            elif what < 5e-4 and not down:
+                self.faults.counts["bus restarted"] += 1
                 self.hub.stop()
                 down = random.randint(1, 200)
 
@@ -198,27 +287,26 @@ class World:
         for worker in self.workers:
             worker.engine.step()
             worker.engine.answer()
-            # The truth is what the worker knows at once, the digests what it has published.
-            worker.publisher.publication.flush()
-            worker.publisher.publication.start()
+        for publication in self.publications():
+            # The truth is what the holder knows at once, the digests what it has published.
+            publication.flush()
+            publication.start()
 
     def equal(self) -> bool:
-        """Whether every router holds of every worker what that holds, by digest."""
+        """Whether every router holds of every holder what that holds, by digest."""
         for feed, _ in self.routers:
-            held = {holder.id: holder for holder in feed.holders()}
-            for worker in self.workers:
-                (wanted,) = worker.publisher.publication._digests()
-                if not held[worker.name].live or read_digest(held[worker.name].digests[0]) != read_digest(
-                    wanted
-                ):
+            known = {holder.id: holder for holder in feed.holders()}
+            for publication in self.publications():
+                held = known.get(publication.holder_id)
+                if held is None or not held.live or list(held.digests) != publication._digests():
                     return False
         return True
 
     async def close(self) -> None:
         for feed, _ in self.routers:
             await feed.close()
-        for worker in self.workers:
-            await worker.publisher.close()
+        for publication in self.publications():
+            await publication.close()
 
 
 @pytest.fixture
@@ -236,6 +324,10 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
 async def test_a_million_faults_end_equal_to_the_truth(world: World) -> None:
     await world.run(FAULTS)
     assert world.count() >= FAULTS
+    for kind, least in LEAST.items():
+        assert world.faults.counts[kind] >= least, world.faults.counts
+    for kind, least in LEAST_ENGINE.items():
+        assert all(worker.faults.counts[kind] >= least for worker in world.workers), kind
     await world.settle()
     await eventually(world.equal, 20)
     for worker in world.workers:
@@ -245,7 +337,11 @@ async def test_a_million_faults_end_equal_to_the_truth(world: World) -> None:
         if worker.engine.kept > 1000:
             assert truth == set(worker.engine.blocks)
         for feed, _ in world.routers:
-            held = next(holder for holder in feed._holders.values() if holder.id == worker.name)
+            held = feed._holders[worker.name]
             assert set(feed.index.blocks(held.index_id).tolist()) == truth
+    for feed, _ in world.routers:
+        held = feed._holders[world.store.name]
+        for tier, name in STORE_TIERS.items():
+            assert set(feed.index.blocks(held.index_id, name).tolist()) == set(world.store.blocks[tier])
     assert world.divergences + sum(feed.divergences_total for feed, _ in world.routers) == 0
     assert world.workers[-1].engine.order.lost > 0, "the test was to lose something for good"

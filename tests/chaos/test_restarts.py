@@ -88,11 +88,19 @@ async def test_nats_restart_fails_no_request(mesh: Mesh) -> None:
 
     async def client(number: int) -> None:
         nonlocal served
-        async with httpx.AsyncClient(timeout=30) as http:
+        """Half of them always have a stream open, which so outlasts the restart."""
+        streams = number % 2 == 1
+        async with httpx.AsyncClient(timeout=60) as http:
             while not stop.is_set():
-                body = {"model": "default", "prompt": f"client {number} says {served}", "max_tokens": 8}
+                body = {
+                    "model": "default",
+                    "prompt": f"client {number} says {served}",
+                    "max_tokens": 1000 if streams else 8,
+                    "stream": streams,
+                }
                 answer = await http.post(f"{mesh.url}/v1/completions", json=body)
-                if answer.status_code == 200:
+                whole = not streams or answer.text.rstrip().endswith("data: [DONE]")
+                if answer.status_code == 200 and whole and '"error"' not in answer.text:
                     served += 1
                 else:
                     failures.append(answer.text)

@@ -102,6 +102,7 @@ async def test_a_router_killed_under_load_fails_no_request(mesh: Mesh) -> None:
     metrics_port = mesh.config["router"]["metrics_port"]
     assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_leases") == 0
     assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_foreign_leases") == 0
+    assert await gauge(f"http://127.0.0.1:{metrics_port}", "kvmesh_router_leaked_leases") == 0
 
 
 async def test_a_router_that_comes_later_is_used_and_a_killed_one_leaves(mesh: Mesh, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import yaml
 
 from fixtures.nats import NatsServer
 from fixtures.waiting import eventually
+from kvmesh.cli.holders import registered_holders
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config
 from kvmesh.common.discovery import Discovery, make_discovery
 from kvmesh.common.errors import KvmeshError
+from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer
 from kvmesh.v1.common_pb2 import WorkerInfo, WorkerState
 from kvmesh.v1.engine_pb2 import GetWorkerRequest, GetWorkerResponse
@@ -200,6 +202,31 @@ async def test_a_late_reader_sees_who_is_there(harness: Harness) -> None:
     await eventually(lambda: "decode-0" in early.workers())
     late = await harness.reader()
     await eventually(lambda: "decode-0" in late.workers())
+
+
+async def test_commands_see_who_is_there(harness: Harness) -> None:
+    harness.ttl_s = 60
+    reader, config, channels = await harness.reader(), harness.config(), Channels()
+    # What is configured by default may run here, and is no business of this test.
+    config.kvbm.enabled = False
+    try:
+        assert await registered_holders(config, channels) == {}
+        first, second = await harness.join("prefill-0"), await harness.join("decode-0")
+        await eventually(lambda: set(reader.workers()) == {"prefill-0", "decode-0"})
+        seen = await registered_holders(config, channels)
+        assert seen == {"prefill-0": first.info.address, "decode-0": second.info.address}
+        await harness.leave(second)
+        assert await registered_holders(config, channels) == {"prefill-0": first.info.address}
+    finally:
+        await channels.close()
+
+
+async def test_a_registry_that_is_away_is_no_empty_one(leases: NatsHarness) -> None:
+    leases.server.stop()
+    channels = Channels()
+    with pytest.raises(KvmeshError, match=r"the bus at .* does not answer"):
+        await registered_holders(leases.config(), channels)
+    await channels.close()
 
 
 async def test_a_lease_is_renewed(harness: Harness) -> None:

@@ -24,6 +24,7 @@ from fixtures.engines import (
     tokens_of,
 )
 from fixtures.waiting import eventually
+from kvmesh.common.block_names import chain_seed
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import hash_tokens
@@ -160,13 +161,34 @@ async def test_a_salt_keeps_caches_apart(aggregated: Running) -> None:
 async def test_a_rehearsed_prompt_is_cached_in_every_role(engines: Engines, role: Role) -> None:
     running = await engines.get(role)
     prompt = fresh_prompt(5 * running.info.page_size)
-    await running.engine.cache_prompt(prompt)
-    pages = set(hash_tokens(prompt, running.info.page_size).tolist())
-    await eventually(lambda: pages <= running.blocks, 10, "the prompt's blocks")
+    for salt in ("", "tenant:acme"):
+        await running.engine.cache_prompt(prompt, salt)
+        pages = set(hash_tokens(prompt, running.info.page_size, chain_seed(salt)).tolist())
+        await eventually(lambda pages=pages: pages <= running.blocks, 10, "the prompt's blocks")
     await eventually(running.idle, 5, "no request")
     # A decode engine's blocks of it hold nothing to be used.
     await running.engine.flush_cache()
     await eventually(lambda: not running.blocks, 5, "an empty cache")
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_an_engine_measures_itself_and_leaves_no_trace(engines: Engines, role: Role) -> None:
+    running = await engines.get(role)
+    await eventually(running.idle, 5)
+    blocks, before = set(running.blocks), running.engine.load()
+    probe = await running.engine.probe()
+    await eventually(running.idle, 5)
+    after = running.engine.load()
+    assert running.blocks == blocks
+    assert after.blocks_cached == before.blocks_cached
+    assert (after.prompt_tokens_total, after.output_tokens_total) == (
+        before.prompt_tokens_total,
+        before.output_tokens_total,
+    )
+    assert bool(probe.prefill) == (role is not Role.DECODE)
+    assert bool(probe.decode) == (role is not Role.PREFILL)
+    assert all(tokens > 0 and ms > 0 for tokens, ms in (*probe.prefill, *probe.transfer))
+    assert all(streams > 0 and 0 <= share < 1 and ms > 0 for streams, share, ms in probe.decode)
 
 
 async def test_events_name_the_cached_blocks(aggregated: Running) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import grpc.aio
@@ -15,19 +14,15 @@ import httpx
 import numpy as np
 import pytest
 
-from fixtures.holders import Members, worker_info
+from fixtures.holders import worker_info
 from fixtures.kvbm import MIB, NAMESPACE, SEGMENTS, Kvbm, Pool, chain, numbers
+from fixtures.namespaces import network
 from fixtures.nats import NatsServer
+from fixtures.routing import router_beside
 from fixtures.waiting import eventually
-from kvmesh.common.bus import Bus
-from kvmesh.common.config import RouterConfig
 from kvmesh.common.errors import KvmeshError
-from kvmesh.common.grpc.client import Channels
-from kvmesh.core import FIRST_WORD, PrefixIndex, StoreClient, StoreServer
+from kvmesh.core import FIRST_WORD, StoreClient, StoreServer
 from kvmesh.kvbm.link import Link, TransferError
-from kvmesh.router.index import IndexFeed
-from kvmesh.router.prefetch import Prefetches
-from kvmesh.router.service import RouterService
 from kvmesh.v1.common_pb2 import Tier, WorkerState
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.kvbm_pb2 import (
@@ -40,7 +35,7 @@ from kvmesh.v1.kvbm_pb2 import (
     ReturnRequest,
 )
 from kvmesh.v1.kvbm_pb2_grpc import KvbmServiceStub
-from kvmesh.v1.router_pb2 import RouteRequest
+from kvmesh.v1.router_pb2 import ReturnHint, RouteRequest
 
 COUNT = 64
 BLOCKS = chain(COUNT)
@@ -111,21 +106,29 @@ def flip(store: Kvbm, pool: Pool, block: int) -> None:
     raise AssertionError("no arena")
 
 
-@pytest.fixture
-async def pair(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Pair]:
+@asynccontextmanager
+async def two_stores(home: Path, *places: dict[str, Any], **environment: str) -> AsyncIterator[Pair]:
+    """`places` are fields of each `Kvbm`."""
     async with AsyncExitStack() as cleanup:
         stores: list[Kvbm] = []
         stubs: list[Any] = []
-        for name in ("a", "b"):
-            (home := tmp_path / name).mkdir()
-            store = Kvbm(home, nats.url, host_bytes=8 * MIB)
+        for name, fields in zip("ab", places, strict=True):
+            (home / name).mkdir()
+            store = Kvbm(home / name, **fields)
             store.environment |= {"KVMESH_NODE": f"node-{name}", "KVMESH_KVBM__ID": f"kvbm-{name}"}
+            store.environment |= environment
             cleanup.callback(_end, store)
             await store.start()
             channel = await cleanup.enter_async_context(grpc.aio.insecure_channel(store.address))
             stores.append(store)
             stubs.append(KvbmServiceStub(channel))
         yield Pair(*stores, *stubs)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Pair]:
+    async with two_stores(tmp_path, {"nats_url": nats.url}, {"nats_url": nats.url}) as pair:
+        yield pair
 
 
 def _end(store: Kvbm) -> None:
@@ -162,10 +165,29 @@ async def test_a_store_reads_another_nodes_blocks_bit_for_bit(pair: Pair) -> Non
     await eventually(exported, 20)
 
 
+async def test_a_store_in_another_network_is_read_over_it(tmp_path: Path) -> None:
+    with network() as net:
+        nats = NatsServer(tmp_path, net.here)
+        nats.start()
+        here = {"nats_url": nats.url, "host": net.here}
+        there = {"nats_url": nats.url, "host": net.there, "namespace": net.name}
+        try:
+            # Both are on one machine, after all.
+            async with two_stores(tmp_path, here, there, UCX_TLS="tcp,self") as pair:
+                before = net.sent()
+                await pair.prefetch()
+                await pair.settled(COUNT)
+                assert net.sent() - before > COUNT * sum(SEGMENTS)
+                assert same(pair.pool, await asyncio.to_thread(loaded, pair.reader, COUNT), COUNT)
+                await pair.idle(pair.to_first)
+        finally:
+            nats.stop()
+
+
 async def test_a_flipped_bit_is_never_served(pair: Pair) -> None:
     flip(pair.first, pair.pool, 5)
     await pair.prefetch()
-    await pair.settled(COUNT - 1, corrupt=COUNT)
+    await pair.settled(COUNT - 1, corrupt=COUNT - 5)
     assert pair.reader.lookup(BLOCKS) == 5
     assert same(pair.pool, await asyncio.to_thread(loaded, pair.reader, 5), 5)
     # The store that lent it has dropped it, too.
@@ -259,14 +281,12 @@ async def test_a_read_under_way_ends_before_its_slots_are_free(pair: Pair, tmp_p
 
 
 async def test_a_placement_names_the_store_of_another_node(pair: Pair, nats: NatsServer) -> None:
-    bus, channels, members = Bus(nats.url, "test"), Channels(), Members()
-    await bus.start()
-    feed = IndexFeed(PrefixIndex(), members, bus, channels, "kvbm-b", pair.second.address, "node-b")
-    prefetches = Prefetches(feed, channels)
-    router = RouterService(members, bus, feed, RouterConfig(), random=Random(0), prefetches=prefetches)
-    try:
-        await feed.start()
-        router.start()
+    async with router_beside("kvbm-b", pair.second.address, "node-b", nats.url) as (
+        members,
+        feed,
+        router,
+        advice,
+    ):
         # The other node's worker is about to go: it is seen, and not placed on.
         draining = WorkerState.WORKER_STATE_DRAINING
         members.put(worker_info("a", model="m", page_size=1, node="node-a", state=draining))
@@ -275,19 +295,42 @@ async def test_a_placement_names_the_store_of_another_node(pair: Pair, nats: Nat
         await eventually(lambda: feed.stores_of("node-a") == [pair.first.address], 20)
         placed = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=COUNT + 1))
         assert placed.placement.decode.id == "b"
-        await eventually(lambda: not prefetches.under_way, 20)
+        await eventually(lambda: not advice.under_way, 20)
         network = (
             await pair.when(lambda s: s.network.fetched_total + sum(s.network.failed.values()) == COUNT)
         ).network
         # In time or too late for the predicted first token: this machine may be slow.
         assert set(network.failed) <= {"late", "slow"}
         await pair.idle(pair.to_second)
-    finally:
-        router.close()
-        await prefetches.close()
-        await feed.close()
-        await bus.close()
-        await channels.close()
+
+
+async def test_what_requests_say_of_their_return_reaches_the_uses_of_their_blocks(
+    pair: Pair, nats: NatsServer
+) -> None:
+    async with router_beside("kvbm-b", pair.second.address, "node-b", nats.url) as (
+        members,
+        feed,
+        router,
+        advice,
+    ):
+        members.put(worker_info("b", model="m", page_size=1, node="node-b"))
+        await eventually(lambda: feed.stores_of("node-b") == [pair.second.address], 20)
+        for said in (None, ReturnHint(returns=True, returns_in_s=30)):
+            route = RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=COUNT + 1, hint=said)
+            placed = await router.route(route)
+            router.routing.leases.end(placed.lease.id)
+            await eventually(lambda: not advice.under_way, 20)
+            # Chunk by chunk, as an engine stores a long prompt, and then its answer.
+            before = (await pair.stats()).tiers[0].hinted_total
+            for at in range(0, COUNT, 16):
+                parent = BLOCKS[(at - 1) * 32 : at * 32] if at else None
+                part = BLOCKS[at * 32 : (at + 16) * 32]
+                pair.reader.offload(parent, part, pair.pool.pages, list(range(16)))
+            answer = chain(2, start=5_000)
+            pair.reader.offload(BLOCKS[-32:], answer, pair.pool.pages, [0, 1])
+            hinted = (await pair.stats()).tiers[0].hinted_total - before
+            assert hinted == (5 if said is not None else 0)
+        assert (await pair.stats(pair.to_first)).tiers[0].hinted_total == 0
 
 
 async def test_other_namespaces_and_unknown_blocks_are_absent(pair: Pair) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import grpc.aio
@@ -17,19 +16,14 @@ import httpx
 import numpy as np
 import pytest
 
-from fixtures.holders import Members, worker_info
+from fixtures.holders import worker_info
 from fixtures.kvbm import MIB, NAMESPACE, SEGMENTS, Kvbm, Pool, chain, numbers
 from fixtures.nats import NatsServer
 from fixtures.ports import free_port
+from fixtures.routing import router_beside
 from fixtures.waiting import eventually
-from kvmesh.common.bus import Bus
-from kvmesh.common.config import RouterConfig
 from kvmesh.common.errors import KvmeshError
-from kvmesh.common.grpc.client import Channels
-from kvmesh.core import PrefixIndex, StoreClient, StoreServer
-from kvmesh.router.index import IndexFeed
-from kvmesh.router.prefetch import Prefetches
-from kvmesh.router.service import RouterService
+from kvmesh.core import StoreClient, StoreServer
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.kvbm_pb2 import (
@@ -203,14 +197,7 @@ async def test_without_a_disk_nothing_is_persisted_or_warmed(kvbm: Kvbm, channel
 async def test_a_placement_tells_the_store_what_will_be_asked_for(
     kept: Kvbm, stub: Any, nats: NatsServer
 ) -> None:
-    bus, channels, members = Bus(nats.url, "test"), Channels(), Members()
-    await bus.start()
-    feed = IndexFeed(PrefixIndex(), members, bus, channels, "kvbm-0", kept.address, "node-a")
-    prefetches = Prefetches(feed, channels)
-    router = RouterService(members, bus, feed, RouterConfig(), random=Random(0), prefetches=prefetches)
-    try:
-        await feed.start()
-        router.start()
+    async with router_beside("kvbm-0", kept.address, "node-a", nats.url) as (members, feed, router, advice):
         members.put(worker_info("a", model="m", page_size=1))
         await eventually(lambda: feed.blocks_of("kvbm-0") == 32)
         placed = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))
@@ -221,13 +208,7 @@ async def test_a_placement_tells_the_store_what_will_be_asked_for(
         await eventually(lambda: feed.blocks_of("kvbm-0") == 64)
         again = await router.route(RouteRequest(block_hashes=numbers(BLOCKS), prompt_tokens=33))
         assert again.expected.cached.nvme == 0
-        assert not prefetches.under_way
-    finally:
-        router.close()
-        await prefetches.close()
-        await feed.close()
-        await bus.close()
-        await channels.close()
+        assert not advice.under_way
 
 
 async def test_the_scrubber_drops_bad_blocks_by_itself(tmp_path: Path, nats: NatsServer) -> None:

@@ -20,8 +20,9 @@ from fixtures.holders import PAGE_SIZE, Holder, worker_info
 from fixtures.nats import NatsServer
 from fixtures.router import RouterMesh
 from fixtures.waiting import eventually
+from fixtures.workers import running
 from kvmesh.common.errors import KvmeshError
-from kvmesh.v1.common_pb2 import Role, Tier
+from kvmesh.v1.common_pb2 import Role, Tier, WorkerState
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import (
     ConfigureRequest,
@@ -161,6 +162,37 @@ async def test_a_router_explains_itself_and_is_changed(mesh: RouterMesh) -> None
     assert (state.policy, state.temperature) == ("random", 0.5)
 
 
+async def test_rates_start_from_what_engines_measured(
+    mesh: RouterMesh, nats: NatsServer, tmp_path: Path
+) -> None:
+    law = {
+        "prefill_base_ms": 40.0,
+        "prefill_token_ms": 0.5,
+        "decode_base_ms": 30.0,
+        "decode_sequence_ms": 2.0,
+        "transfer_gib_s": 0.5,
+    }
+    async with (
+        running("decode", tmp_path, nats.url, mesh.channels, mock=law),
+        running("prefill", tmp_path, nats.url, mesh.channels, mock=law),
+    ):
+        await mesh.until(
+            lambda s: sum(w.info.state == WorkerState.WORKER_STATE_READY for w in s.workers) == 2
+        )
+        ((of,),) = [each.classes for each in (await mesh.router.GetRates(GetRatesRequest())).models]
+        laws = {law.name: law for law in of.laws}
+        assert of.workers == 2
+        assert not any(law.observations for law in laws.values())
+        prefill, decode = laws["prefill"].coefficients, laws["decode"].coefficients
+        assert (prefill["pass"], prefill["token"]) == (
+            pytest.approx(40, rel=0.05),
+            pytest.approx(0.5, rel=0.05),
+        )
+        assert (decode["step"], decode["stream"]) == (pytest.approx(30, rel=0.05), pytest.approx(2, rel=0.05))
+        # 64 KiB a token.
+        assert laws["transfer"].coefficients["token"] == pytest.approx(1000 / 16 / 512, rel=0.05)
+
+
 async def test_a_log_is_replayed_by_the_command(mesh: RouterMesh, tmp_path: Path) -> None:
     mesh.stop_router()
     configured = yaml.safe_load(mesh.file.read_text())
@@ -283,6 +315,26 @@ async def test_an_orderly_stop_and_the_http_side(mesh: RouterMesh) -> None:
     for name in ("leases", "index_blocks", "index_bytes", "bus_connected", "rpc_requests_total"):
         assert f"\nkvmesh_router_{name}" in metrics
     assert mesh.stop_router(signal.SIGTERM) == 0
+
+
+async def test_what_the_index_forgets_at_its_cap_is_counted(tmp_path: Path, nats: NatsServer) -> None:
+    mesh = RouterMesh(tmp_path, nats, index_max_bytes=200_000)
+    try:
+        await mesh.bus.start()
+        mesh.start_router()
+        await mesh.state()
+        holder = await mesh.register(worker_info("w"), events=True)
+        assert holder is not None
+        holder.store(range(40_000))
+        # All of it has come: what is held and what is not make up the whole.
+        state = await mesh.until(lambda s: s.index.forgotten_total + s.index.blocks == 40_000)
+        assert state.index.forgotten_total > 0
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"http://127.0.0.1:{mesh.config.router.metrics_port}/metrics")).text
+        (line,) = (line for line in text.splitlines() if line.startswith("kvmesh_router_index_forgotten_"))
+        assert line == f"kvmesh_router_index_forgotten_blocks {float(state.index.forgotten_total)}"
+    finally:
+        await mesh.close()
 
 
 def test_a_bad_policy_is_said_at_the_start() -> None:

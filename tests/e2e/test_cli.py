@@ -169,7 +169,15 @@ def test_the_router_says_why_and_is_changed(running: Mesh) -> None:
     assert model["predictions"] >= 1
     assert {worker["id"] for worker in model["workers"]} == {"prefill-0", "decode-0"}
     assert model["classes"][0]["laws"]["prefill"]["observations"] >= 0
-    assert "prefill" in running.command("router", "rates").stdout
+    shown = running.command("router", "rates").stdout
+    assert "prefill" in shown
+    for worker in model["workers"]:
+        line = next(line for line in shown.splitlines() if line.startswith(worker["id"]))
+        assert line.split()[2:4] == [f"x{worker['slowness']:.2f}", str(worker["observations"])]
+    for link in model["links"]:
+        ends = (link["prefill"], link["decode"])
+        (line,) = (line.split() for line in shown.splitlines() if tuple(line.split()[:2]) == ends)
+        assert line[2:4] == [f"x{link['slowness']:.2f}", str(link["observations"])]
 
     assert "policy random" in running.command("router", "set", "policy", "random").stdout
     try:

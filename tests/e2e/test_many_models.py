@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import openai
 import pytest
 from rich.console import Console
 
+from fixtures.examples import run_example
 from fixtures.mesh import Mesh, running, wait_for, wait_until
 from kvmesh.cli.status_view import render
 
@@ -67,6 +70,13 @@ def embed(client: openai.OpenAI, texts: Any, model: str = "minilm", **fields: An
     data = client.embeddings.create(model=model, input=texts, **fields).data
     assert [one.index for one in data] == list(range(len(data)))
     return np.array([one.embedding for one in data])
+
+
+def test_the_example_ranks_texts(mesh: Mesh) -> None:
+    *ranked, last = run_example(mesh, "openai_embeddings.py", "minilm").splitlines()
+    assert ranked[0].endswith("A kitten rests on a rug.")
+    assert len(ranked) == 3
+    assert re.fullmatch(r"minilm: 384 numbers each, \d+ tokens", last)
 
 
 def test_every_model_answers_under_its_names(mesh: Mesh) -> None:
@@ -128,9 +138,13 @@ def test_models_vanish_and_come_back_with_their_workers(mesh: Mesh) -> None:
     def names() -> set[str]:
         return {model["id"] for model in httpx.get(f"{mesh.url}/v1/models").json()["data"]}
 
-    mesh.kill("decode-0")
-    wait_for(lambda: names() == {"minilm", "hashes", "one"}, 20, "the model to vanish")
-    assert mesh.chat("Hello", model="one")["model"] == "one"
+    # Killed, it could be back before its registration has run out.
+    worker = mesh.kill("decode-0", signal.SIGSTOP)
+    try:
+        wait_for(lambda: names() == {"minilm", "hashes", "one"}, 20, "the model to vanish")
+        assert mesh.chat("Hello", model="one")["model"] == "one"
+    finally:
+        os.kill(worker, signal.SIGCONT)
     wait_for(lambda: "other" in names(), 40, "the model to come back")
     assert mesh.chat("Hello", model="other")["model"] == "other"
 

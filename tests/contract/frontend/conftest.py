@@ -11,7 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from fixtures.frontend import ANSWER, EOS, Serve, Split, frontend, make, model_path
+from fixtures.nats import NatsServer
 from fixtures.scripted_worker import ROLE_DECODE, ROLE_PREFILL
+from fixtures.tenanted import Tenanted, tenanted
 from fixtures.text import TEMPLATES, checkpoint
 
 
@@ -34,6 +36,13 @@ async def split(answer_ids: list[int]) -> AsyncIterator[Split]:
         yield Split(front, prefill, decode)
         await prefill.kill()
         await decode.kill()
+
+
+@pytest.fixture
+async def one(nats: NatsServer, answer_ids: list[int]) -> AsyncIterator[Tenanted]:
+    """A frontend that asks for keys."""
+    async with tenanted(nats, answer_ids) as running:
+        yield running
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.frontend import ANSWER, MODEL, Split, chunks_of, endless, error_of, hello
+from fixtures.frontend import ANSWER, EOS, MODEL, Split, chunks_of, endless, error_of, hello
 from fixtures.scripted_worker import logprob_of
 from fixtures.waiting import eventually
-from kvmesh.frontend.serving.scores import chat_logprobs, score
+from kvmesh.frontend.serving.scores import chat_logprobs, completion_logprobs, score
 from kvmesh.v1.engine_pb2 import EngineRequest, TokenLogprob
 from kvmesh.v1.errors_pb2 import Error, ErrorCode
 
@@ -78,6 +78,26 @@ async def test_batches_are_answered_prompt_by_prompt(split: Split, tokenizer: To
     assert body["usage"]["prompt_tokens"] == 5
     strings = await complete(split, prompt=["one", "two"], max_tokens=3)
     assert len(strings["choices"]) == 2
+    await split.idle()
+
+
+@pytest.mark.parametrize("echo", [False, True])
+async def test_the_likeliest_of_more_choices_are_answered(
+    split: Split, tokenizer: Tokenizer, echo: bool
+) -> None:
+    # A scripted token is the less likely the later it comes.
+    said = [" one two three four", " one", " one two"]
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in said]
+    split.prefill.script = split.decode.script = lambda request: [*ids[request.sampling.seed], EOS]
+    asked = {"prompt": ["a b c d", "x"], "n": 2, "best_of": 3, "seed": 0, "max_tokens": 30, "echo": echo}
+    plain, scored = await complete(split, **asked), await complete(split, **asked, logprobs=0)
+    wanted = [f"{prompt if echo else ''}{said[i]}" for prompt in asked["prompt"] for i in (1, 2)]
+    for body in (plain, scored):
+        assert [choice["text"] for choice in body["choices"]] == wanted
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+        assert body["usage"]["completion_tokens"] == 2 * sum(len(one) + 1 for one in ids)
+    assert all(choice["logprobs"] is None for choice in plain["choices"])
+    assert all(choice["logprobs"]["tokens"] for choice in scored["choices"])
     await split.idle()
 
 
@@ -159,7 +179,9 @@ async def test_completion_logprobs_and_echo(
         assert choice["text"][offset:].startswith(token)
     plain = await complete(split, prompt=ids, max_tokens=3, logprobs=0)
     assert plain["choices"][0]["logprobs"]["text_offset"][0] == 0
-    assert plain["choices"][0]["logprobs"]["top_logprobs"] == [{}, {}, {}]
+    # The token that was chosen is always there, beside as many others as were asked for.
+    chosen = plain["choices"][0]["logprobs"]
+    assert [set(top) for top in chosen["top_logprobs"]] == [{token} for token in chosen["tokens"]]
     await split.idle()
 
 
@@ -176,6 +198,13 @@ async def test_echo_alone(split: Split, stream: bool) -> None:
     if not stream:
         assert chunks[0]["usage"]["completion_tokens"] == 0
     await split.idle()
+
+
+async def test_an_unlikely_token_is_beside_the_likely_ones(split: Split, answer_ids: list[int]) -> None:
+    text = split.front.models.resolve(MODEL).tokenizer.text
+    unlikely = TokenLogprob(logprob=-9, top_ids=[answer_ids[1]], top_logprobs=[-1])
+    (top,) = completion_logprobs([score(text, answer_ids[0], unlikely, 0)])["top_logprobs"]
+    assert top == {text.decode(answer_ids[:1]): -9, text.decode(answer_ids[1:2]): -1}
 
 
 async def test_an_impossible_token_is_still_json(split: Split, answer_ids: list[int]) -> None:

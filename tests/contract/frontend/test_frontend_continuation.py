@@ -68,7 +68,9 @@ async def test_another_worker_goes_on(split: Split, second: ScriptedWorker, stre
     # One prompt and one answer, whoever gave which part of it.
     (begun,), (taken_over,) = split.decode.received, second.received
     assert used["prompt_tokens"] == len(begun.token_ids)
-    assert used["prompt_tokens_details"]["cached_tokens"] == 16
+    details = used["prompt_tokens_details"]
+    assert details["cached_tokens"] == sum(details["kvmesh_cached_tokens"].values()) == 16
+    assert details["kvmesh_cached_tokens"] == said["cached_tokens"]
     assert len(taken_over.token_ids) == len(begun.token_ids) + 5
     assert taken_over.sampling.max_new_tokens == begun.sampling.max_new_tokens - 5
     # The KV of what is there already is a prefill worker's affair again.

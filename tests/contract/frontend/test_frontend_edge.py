@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import orjson
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -67,6 +68,28 @@ async def test_headers_that_do_not_come_are_not_waited_for(begun: bytes) -> None
         assert (status, error["code"]) == (408, "request_timeout")
 
 
+async def test_connections_that_drip_are_closed_and_leave_nothing() -> None:
+    """Each sends a byte now and then, headers or body, for as long as it is let."""
+    process = psutil.Process()
+    async with frontend(header_timeout_s=0.5, body_timeout_s=0.5) as front:
+
+        async def drip(number: int) -> int:
+            raw = await Raw.to(front.url)
+            whole = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+            raw.writer.write(whole if number % 2 else b"GET /")
+            answer = asyncio.create_task(raw.reader.read(32))
+            while not answer.done():
+                raw.writer.write(b"a")
+                await asyncio.wait([answer], timeout=0.05)
+            raw.writer.transport.abort()
+            return int(answer.result().split()[1])
+
+        await drip(0)
+        before = process.num_fds()
+        assert await asyncio.gather(*map(drip, range(100))) == [408] * 100
+        await eventually(lambda: process.num_fds() <= before, what="the connections to be closed")
+
+
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async with frontend(body_timeout_s=0.2) as front:
         raw = await Raw.to(front.url)
@@ -87,6 +110,14 @@ async def test_what_is_no_http_is_answered_like_everything_else() -> None:
         status, error = await raw.rest()
         assert (status, error["type"]) == (400, "invalid_request_error")
         assert "param" in error
+        # A body's, too, while it is waited for.
+        raw = await Raw.to(front.url)
+        raw.writer.write(
+            b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n"
+        )
+        status, error = await raw.rest()
+        assert (status, error["code"]) == (400, "invalid_value")
+        assert "not valid HTTP" in error["message"]
 
 
 async def test_deep_json_is_refused(split: Split) -> None:

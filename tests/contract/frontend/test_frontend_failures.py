@@ -30,9 +30,14 @@ async def test_tried_elsewhere_before_the_first_token(split: Split, answer_ids: 
     await split.front.join(other)
     split.decode.failure = retryable_error()
     for _ in range(4):
-        response = await split.front.chat(**EXPLAIN)
+        response = await split.front.chat(kvmesh={"explain": True, "deadline_ms": 10_000})
         assert response.status_code == 200
         assert response.json()["kvmesh"]["placement"]["decode"] == "decode-1"
+    again = {bool(route.exclude_worker_ids) for route in split.front.router.requests}
+    assert again == {False, True}
+    for route in split.front.router.requests:
+        # Who was placed in time is not refused for being late.
+        assert (route.deadline_ms > 10_000) == bool(route.exclude_worker_ids)
     await eventually(lambda: split.front.idle(split.prefill, split.decode, other), timeout=2)
     await other.kill()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import orjson
 import pytest
 from tokenizers import Tokenizer
 
 from fixtures.frontend import (
     ANSWER,
     MODEL,
+    Serve,
     Split,
     endless,
 )
@@ -27,6 +29,7 @@ from kvmesh.v1.frontend_pb2 import (
     Tool,
     ToolCall,
 )
+from kvmesh.v1.router_pb2 import ReturnHint
 
 
 async def test_grpc_chat(split: Split) -> None:
@@ -90,7 +93,15 @@ async def test_grpc_chat_offers_what_rest_does(split: Split, answer_ids: list[in
         n=2,
         tools=[Tool(name="f", parameters='{"type": "object"}')],
         tool_choice="none",
-        options=RequestOptions(service_tier="flex", safety_identifier="me", priority=0, policy="random"),
+        options=RequestOptions(
+            service_tier="flex",
+            safety_identifier="me",
+            priority=0,
+            policy="random",
+            returns=True,
+            returns_in_s=2.5,
+            deadline_ms=20_000,
+        ),
     )
     responses = [response async for response in split.front.grpc.Chat(request)]
     for index in (0, 1):
@@ -104,6 +115,8 @@ async def test_grpc_chat_offers_what_rest_does(split: Split, answer_ids: list[in
     assert dict(split.decode.received[0].sampling.logit_bias) == {5: -1}
     route = split.front.router.requests[0]
     assert (route.priority, route.session_id, route.policy) == (0, "me", "random")
+    assert route.hint == ReturnHint(returns=True, returns_in_s=2.5)
+    assert 10_000 < route.deadline_ms <= 20_000
     await split.idle()
 
 
@@ -116,6 +129,33 @@ async def test_grpc_calls(split: Split, tokenizer: Tokenizer) -> None:
     assert calls[0].name == "f"
     assert "".join(call.arguments for call in calls) == '{"a": 1}'
     assert responses[-1].finish_reason == "tool_calls"
+    await split.idle()
+
+
+async def trailers(call: Any) -> dict[str, Any]:
+    async for _ in call:
+        pass
+    return dict(await call.trailing_metadata())
+
+
+async def test_grpc_tools_may_be_strict_and_few(serve: Serve) -> None:
+    schema = '{"type": "object", "properties": {"x": {"type": "integer"}}}'
+    request = ChatRequest(
+        messages=[user()],
+        tools=[Tool(name="f", parameters=schema, strict=True), Tool(name="g")],
+        allowed_tools=["f"],
+    )
+    async with serve("hello", "qwen") as split:
+        assert "x-kvmesh-ignored-params" not in await trailers(split.front.grpc.Chat(request))
+        (structure,) = orjson.loads(split.decode.received[0].sampling.constraint.structural_tag)["structures"]
+        assert structure["schema"] == orjson.loads(schema)
+    async with serve("hello", "mistral") as split:
+        assert (await trailers(split.front.grpc.Chat(request)))["x-kvmesh-ignored-params"] == "strict"
+
+
+async def test_grpc_names_what_it_ignores(split: Split) -> None:
+    request = ChatRequest(messages=[user()], metadata={"a": "b"})
+    assert (await trailers(split.front.grpc.Chat(request)))["x-kvmesh-ignored-params"] == "metadata"
     await split.idle()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 from tokenizers import Tokenizer
 
@@ -71,10 +73,13 @@ async def test_context_length_error_has_both_counts(split: Split, tokenizer: Tok
     assert "600" in error["message"]
 
 
-async def test_token_ids_outside_the_vocabulary(split: Split) -> None:
-    response = await split.front.http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 49152]})
-    assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
+@pytest.mark.parametrize("token", [-1, 49152, 2**31, 2**32, 2**63, 2**64 - 1])
+async def test_token_ids_outside_the_vocabulary(split: Split, token: int) -> None:
+    for prompt in ([5, token], [[5, 6], [token]]):
+        response = await split.front.http.post("/v1/completions", json={"model": MODEL, "prompt": prompt})
+        assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
     assert not split.decode.received
+    await split.idle()
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"not json", b"[1]", b"\xff\xfe", b'{"a":' * 3000])
@@ -88,10 +93,35 @@ async def test_wrong_method_and_path(split: Split) -> None:
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
     response = await split.front.http.put("/v1/chat/completions", json={})
-    assert response.headers["allow"] == "GET, POST"
-    assert error_of(response)["message"].endswith("use GET, POST")
+    assert response.headers["allow"] == "GET, HEAD, POST"
+    assert error_of(response)["message"].endswith("use GET, HEAD, POST")
     response = await split.front.http.post("/v1/nothing", json={})
     assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+    # No name is not the default's.
+    response = await split.front.http.get("/v1/models/")
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/default", "/v1/chat/completions"])
+async def test_a_head_is_a_get_without_its_body(split: Split, path: str) -> None:
+    whole, head = await split.front.http.get(path), await split.front.http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert 0 <= int(whole.headers["openai-processing-ms"]) <= whole.elapsed.total_seconds() * 1000
+    assert (await split.front.http.head("/v1/completions")).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/tokenize"])
+async def test_packed_bodies_are_refused_by_name(split: Split, path: str) -> None:
+    packed = gzip.compress(orjson.dumps(hello()))
+    response = await split.front.http.post(path, content=packed, headers={"content-encoding": "gzip"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert (error["param"], "'gzip'" in error["message"]) == ("content-encoding", True)
+    plain = await split.front.http.post(
+        path, content=orjson.dumps(hello(max_tokens=1)), headers={"content-encoding": "identity"}
+    )
+    assert plain.status_code == 200
 
 
 async def test_oversized_bodies(answer_ids: list[int]) -> None:

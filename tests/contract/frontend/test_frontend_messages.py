@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -65,6 +66,18 @@ async def test_a_message(split: Split, client: Any, tokenizer: Tokenizer) -> Non
         model="default", system="Be brief.\nBe kind.", messages=HELLO
     )
     assert counted.input_tokens == len(sent.token_ids)
+    assert counted._request_id
+
+
+async def test_models_are_listed_as_its_clients_read_them(split: Split, client: Any) -> None:
+    page = await client.models.list()
+    (model,) = page.data
+    assert (model.id, model.type, model.display_name, page.has_more) == (MODEL, "model", MODEL, False)
+    assert (page.first_id, page.last_id) == (MODEL, MODEL)
+    one = await client.models.retrieve("default")
+    assert (one.id, one.created_at) == (MODEL, model.created_at)
+    listed = (await split.front.http.get("/v1/models")).json()["data"][0]
+    assert one.created_at == datetime.fromtimestamp(listed["created"], UTC)
 
 
 async def test_events_come_in_order(split: Split, client: Any) -> None:
@@ -187,6 +200,7 @@ async def test_a_schema_for_the_answer(split: Split, client: Any) -> None:
             "invalid_request_error",
             "tool_choice",
         ),
+        ({"tools": [{**TOOLS[0], "name": "a b"}]}, "invalid_request_error", "tools[0].name"),
         ({"stop_sequences": [""]}, "invalid_request_error", "stop_sequences[0]"),
         ({"messages": [{"role": "user", "content": "x " * 600}]}, "invalid_request_error", "messages"),
     ],

@@ -19,7 +19,13 @@ async def test_without_workers() -> None:
     async with frontend(with_router=False) as front:
         assert (await front.http.get("/health")).status_code == 200
         assert (await front.http.get("/ready")).status_code == 503
-        assert (await front.http.get("/v1/models")).json() == {"object": "list", "data": []}
+        assert (await front.http.get("/v1/models")).json() == {
+            "object": "list",
+            "data": [],
+            "has_more": False,
+            "first_id": None,
+            "last_id": None,
+        }
         response = await front.chat()
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1

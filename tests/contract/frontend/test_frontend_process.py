@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import httpx
@@ -16,62 +12,14 @@ import pytest
 import yaml
 
 from fixtures.frontend import model_info
-from fixtures.ports import free_port
+from fixtures.frontend_process import FrontendProcess
 from fixtures.scripted_worker import ROLE_AGGREGATED, ScriptedWorker
 from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest
 from kvmesh.v1.frontend_pb2_grpc import FrontendServiceStub
 
 
-class Process:
-    """`python -m kvmesh.frontend` with no NATS and no router anywhere."""
-
-    def __init__(self, directory: Path, **sections: Any) -> None:
-        self.http_port, self.port, metrics_port, nowhere = (free_port() for _ in range(4))
-        config = {
-            "frontend": {"http_port": self.http_port, "port": self.port, "metrics_port": metrics_port},
-            "router": {"address": f"127.0.0.1:{nowhere}"},
-            "nats": {"url": f"nats://127.0.0.1:{nowhere}"},
-            "home": str(directory),
-        }
-        for name, values in sections.items():
-            config[name] = {**config.get(name, {}), **values}
-        self.file = directory / "kvmesh.yaml"
-        self.file.write_text(yaml.safe_dump(config))
-        self.url = f"http://127.0.0.1:{self.http_port}"
-        self.process: asyncio.subprocess.Process
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Process]:
-        await self.start()
-        try:
-            async with httpx.AsyncClient(base_url=self.url, timeout=20) as self.http:
-                await self.answers("/health", 200)
-                yield self
-        finally:
-            if self.process.returncode is None:
-                self.process.kill()
-            await self.process.communicate()
-
-    async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "kvmesh.frontend", "--config", str(self.file)),
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def answers(self, path: str, status: int, timeout: float = 40) -> None:
-        """Return once GET `path` has that status."""
-        async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    if (await self.http.get(path)).status_code == status:
-                        return
-                except httpx.TransportError:
-                    assert self.process.returncode is None, "the frontend has ended"
-                await asyncio.sleep(0.05)
-
-
 async def test_starts_with_nothing_else_running(tmp_path: Path) -> None:
-    async with Process(tmp_path).running() as frontend:
+    async with FrontendProcess(tmp_path).running() as frontend:
         assert (await frontend.http.get("/ready")).status_code == 503
         body = {"model": "default", "messages": [{"role": "user", "content": "x"}]}
         response = await frontend.http.post("/v1/chat/completions", json=body)
@@ -88,7 +36,7 @@ async def test_starts_with_nothing_else_running(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["http_port", "port"])
 async def test_taken_port_is_named(tmp_path: Path, key: str) -> None:
-    frontend = Process(tmp_path)
+    frontend = FrontendProcess(tmp_path)
     with socket.socket() as taken:
         port = frontend.http_port if key == "http_port" else frontend.port
         taken.bind(("127.0.0.1", port))
@@ -109,7 +57,9 @@ async def test_live_streams_finish_within_the_drain_time(tmp_path: Path, drain_s
     list_file = tmp_path / "workers.yaml"
     list_file.write_text(yaml.safe_dump({"workers": [f"127.0.0.1:{worker.port}"]}))
     discovery = {"kind": "static", "file": str(list_file), "heartbeat_s": 0.2}
-    async with Process(tmp_path, discovery=discovery, frontend={"drain_s": drain_s}).running() as frontend:
+    async with FrontendProcess(
+        tmp_path, discovery=discovery, frontend={"drain_s": drain_s}
+    ).running() as frontend:
         await frontend.answers("/ready", 200)
         body = {"model": "default", "prompt": "x", "max_tokens": 60, "stream": True}
         text = ""

@@ -233,6 +233,7 @@ async def test_truncation_leaves_out_the_oldest(split: Split, tokenizer: Tokeniz
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"include": ["everything"]}, "include"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"reasoning": {"summary": "long"}}, "reasoning.summary"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import pytest
 
@@ -10,6 +11,8 @@ from fixtures.frontend import EXPLAIN, Frontend, ScriptedRouter, endless, fronte
 from fixtures.scripted_worker import ROLE_AGGREGATED, ScriptedWorker
 from fixtures.waiting import eventually
 from kvmesh.common.errors import KvmeshError
+from kvmesh.common.grpc.streams import StreamHub
+from kvmesh.frontend.mesh.router_link import RouterLink
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 
@@ -130,10 +133,26 @@ async def test_a_router_that_says_nothing_is_left_alone(
         await worker.kill()
 
 
-async def test_routers_that_come_later_are_asked_and_those_that_leave_are_not(answer_ids: list[int]) -> None:
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[RouterLink]:
+    """All that are made and not forgotten."""
+    made: weakref.WeakSet[RouterLink] = weakref.WeakSet()
+    original = RouterLink.__init__
+
+    def init(self: RouterLink, hub: StreamHub, address: str) -> None:
+        original(self, hub, address)
+        made.add(self)
+
+    monkeypatch.setattr(RouterLink, "__init__", init)
+    return made
+
+
+async def test_routers_that_come_later_are_asked_and_those_that_leave_are_not(
+    answer_ids: list[int], links: weakref.WeakSet[RouterLink]
+) -> None:
     async with frontend(routers=3) as front:
         worker = await join(front, answer_ids)
-        first, _, third = front.routers
+        first, second, third = front.routers
         addresses = front.directory.addresses
         front.directory.set(addresses[0])
         for _ in range(4):
@@ -154,6 +173,11 @@ async def test_routers_that_come_later_are_asked_and_those_that_leave_are_not(an
         assert len(third.requests) == 5
         await eventually(lambda: front.idle(worker))
         assert not first.live
+        # Of those that have left nothing is kept once their streams have ended.
+        assert len(links) == 3
+        await first.stop()
+        await second.stop()
+        await eventually(lambda: len(links) == 1)
         await worker.kill()
 
 

@@ -4,115 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-import httpx
 import openai
 import pytest
 
-from fixtures.frontend import MODEL, Frontend, error_of, frontend, hello, make
+from fixtures.frontend import MODEL, error_of, hello
 from fixtures.nats import NatsServer
-from fixtures.scripted_worker import ROLE_AGGREGATED, ScriptedWorker
+from fixtures.tenanted import REQUIRED, Tenanted, chat, tenanted
 from fixtures.tenants import new_key
 from fixtures.waiting import eventually
-from kvmesh.cli.bus import with_bucket
-from kvmesh.common.buckets import read_all
 from kvmesh.common.bus import Bus
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import hash_tokens, namespace_seed
-from kvmesh.frontend.tenants.contract import Key
 from kvmesh.frontend.tenants.tenants import Tenants
-from kvmesh.frontend.tenants.usage import Used, entries_of, sums
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.frontend_pb2 import ChatMessage, ChatRequest, ListModelsRequest
 
-REQUIRED = {"keys": "required"}
 LONG = "The quick brown fox jumps over the lazy dog and runs away. " * 8
-
-
-class Tenanted:
-    """Frontends that share a bus and a worker."""
-
-    def __init__(self, nats: NatsServer, worker: ScriptedWorker, fronts: list[Frontend]) -> None:
-        self.nats = nats
-        self.worker = worker
-        self.fronts = fronts
-        self.front = fronts[0]
-        self.config = Config.model_validate({"nats": {"url": nats.url}})
-
-    async def store(self, key: Key) -> None:
-        """As `kvmesh keys` does; returns once every frontend knows it."""
-
-        async def put(bucket: Any) -> None:
-            await bucket.put(key.id, key.model_dump_json().encode())
-
-        await with_bucket(self.config, self.config.tenants.keys_bucket, put)
-        await eventually(
-            lambda: all(self._knows(front, key) for front in self.fronts), 5, "the key to be known"
-        )
-
-    async def key(self, **fields: Any) -> tuple[Key, str]:
-        key, text = new_key(**fields)
-        await self.store(key)
-        return key, text
-
-    async def usage(self) -> dict[tuple[str, str], Used]:
-        values = await with_bucket(self.config, self.config.tenants.usage_bucket, read_all)
-        return sums(entries_of(values), 0.0)
-
-    async def usage_of(self, tenant: str, requests: int) -> int:
-        """Tokens of a tenant's requests, once so many have been written."""
-        for _ in range(100):
-            used = (await self.usage()).get((tenant, MODEL), Used())
-            if used.requests == requests:
-                return used.prompt_tokens + used.output_tokens
-            await asyncio.sleep(0.1)
-        raise AssertionError(await self.usage())
-
-    @staticmethod
-    def _knows(front: Frontend, key: Key) -> bool:
-        assert front.tenants is not None
-        return front.tenants.ring._stored.get(key.id) == key
-
-
-@asynccontextmanager
-async def tenanted(
-    nats: NatsServer, answer_ids: list[int], count: int = 1, **tenants: Any
-) -> AsyncIterator[Tenanted]:
-    worker = make(ROLE_AGGREGATED, answer_ids)
-    async with AsyncExitStack() as stack:
-        fronts = [
-            await stack.enter_async_context(frontend(nats_url=nats.url, tenants={**REQUIRED, **tenants}))
-            for _ in range(count)
-        ]
-        await fronts[0].join(worker)
-        for front in fronts[1:]:
-            front.discovery.put(worker.info())
-            await eventually(lambda front=front: front.models.ready, 30, "the frontend to be ready")
-        yield Tenanted(nats, worker, fronts)
-        await worker.kill()
-
-
-@pytest.fixture
-async def one(nats: NatsServer, answer_ids: list[int]) -> AsyncIterator[Tenanted]:
-    async with tenanted(nats, answer_ids) as running:
-        yield running
 
 
 @pytest.fixture
 async def two(nats: NatsServer, answer_ids: list[int]) -> AsyncIterator[Tenanted]:
     async with tenanted(nats, answer_ids, count=2) as running:
         yield running
-
-
-async def chat(front: Frontend, text: str | None, **fields: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {text}"} if text is not None else {}
-    return await front.http.post("/v1/chat/completions", json=hello(**fields), headers=headers)
 
 
 async def test_a_key_opens_and_its_absence_closes(one: Tenanted) -> None:
@@ -368,57 +287,10 @@ async def test_nobody_speaks_for_another_tenant(one: Tenanted) -> None:
         assert one.front.router.requests[-1].priority == priority
 
 
-async def test_usage_is_kept_by_tenant_and_model_over_restarts(
-    nats: NatsServer, answer_ids: list[int]
-) -> None:
-    async def run() -> dict[str, Any]:
-        """Two requests of one tenant and one of another; the usage of one."""
-        async with tenanted(nats, answer_ids, count=2) as running:
-            keys = {tenant: (await running.key(tenant=tenant))[1] for tenant in ("acme", "rival")}
-            await chat(running.fronts[0], keys["rival"], stream=True)
-            one, other = [(await chat(front, keys["acme"])).json()["usage"] for front in running.fronts]
-            assert one == other
-            text = (await running.front.http.get("/metrics")).text
-            assert f'kvmesh_frontend_tenant_requests_total{{model="{MODEL}",tenant="rival"}}' in text
-            return one
-
-    await run()
-    each = await run()
-    config = Config.model_validate({"nats": {"url": nats.url}})
-    usage = sums(entries_of(await with_bucket(config, config.tenants.usage_bucket, read_all)), 0.0)
-    assert set(usage) == {("acme", MODEL), ("rival", MODEL)}
-    assert usage["acme", MODEL] == Used(
-        requests=4,
-        prompt_tokens=4 * each["prompt_tokens"],
-        cached_tokens=4 * each["prompt_tokens_details"]["cached_tokens"],
-        output_tokens=4 * each["completion_tokens"],
-    )
-    assert usage["rival", MODEL].requests == 2
-
-
-async def test_choices_of_a_prompt_pay_for_it_once(one: Tenanted) -> None:
-    _, text = await one.key(requests_per_minute=100)
-    said = (await chat(one.front, text, n=3, max_tokens=4)).json()["usage"]
-    assert said["completion_tokens"] == 12
-    assert await one.usage_of("acme", requests=1) == said["total_tokens"]
-    body = {"model": MODEL, "prompt": ["one two three", "four five six seven"], "max_tokens": 2, "n": 2}
-    headers = {"authorization": f"Bearer {text}"}
-    more = (await one.front.http.post("/v1/completions", json=body, headers=headers)).json()["usage"]
-    assert await one.usage_of("acme", requests=2) == said["total_tokens"] + more["total_tokens"]
-
-
-async def test_usage_outlives_an_outage_of_the_bus(one: Tenanted) -> None:
-    _, text = await one.key()
-    await chat(one.front, text)
-    one.nats.stop()
-    await chat(one.front, text)
-    one.nats.start()
-    assert await one.usage_of("acme", requests=2)
-
-
 async def test_grpc_asks_for_keys_and_keeps_limits_alike(one: Tenanted) -> None:
     _, text = await one.key(requests_per_minute=1, tenant="acme")
-    request = ChatRequest(model=MODEL, messages=[ChatMessage(role="user", content="hello")])
+    hello = ChatMessage(role="user", content="hello")
+    request = ChatRequest(model=MODEL, messages=[hello], metadata={"a": "b"})
     with pytest.raises(grpc.aio.AioRpcError) as missing:
         await one.front.grpc.Chat(request).read()
     assert missing.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -431,6 +303,7 @@ async def test_grpc_asks_for_keys_and_keeps_limits_alike(one: Tenanted) -> None:
     assert [response async for response in call]
     trailing = dict(await call.trailing_metadata())
     assert trailing["x-ratelimit-limit-requests"] == "1"
+    assert trailing["x-kvmesh-ignored-params"] == "metadata"
     assert one.worker.received[-1].cache_salt == "tenant:acme"
     with pytest.raises(grpc.aio.AioRpcError) as limited:
         await one.front.grpc.Chat(request, metadata=(("x-api-key", text),)).read()

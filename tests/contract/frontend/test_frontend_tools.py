@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.frontend import Split, chunks_of, error_of
+from fixtures.frontend import MODEL, Serve, Split, chunks_of, error_of, hello
+from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN, CAPABILITY_GENERATE
 from kvmesh.v1.errors_pb2 import Error, ErrorCode
+from kvmesh.v1.router_pb2 import ReturnHint
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}, "strict": True}}
@@ -41,6 +43,26 @@ async def test_required_calls(split: Split, tokenizer: Tokenizer) -> None:
     assert len({call.id for call in called}) == 2
     schema = json.loads(split.decode.received[0].sampling.constraint.json_schema)
     assert schema["type"] == "array"
+    await split.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("most", "names"), [(4, []), (30, ["f"])])
+async def test_required_calls_that_length_cuts_are_no_text(
+    split: Split, tokenizer: Tokenizer, stream: bool, most: int, names: list[str]
+) -> None:
+    ids = tokenizer.encode(json.dumps(CALLS), add_special_tokens=False).ids
+    split.prefill.script = split.decode.script = lambda _: ids
+    response = await split.front.chat(
+        tools=TOOLS, tool_choice="required", max_tokens=most, stream=stream, logprobs=True
+    )
+    parts = [(chunk["choices"][0]) for chunk in (chunks_of(response.text) if stream else [response.json()])]
+    said = [part["delta" if stream else "message"] for part in parts]
+    assert not any(one.get("content") for one in said)
+    calls = [call["function"] for one in said for call in one.get("tool_calls", ())]
+    assert [call["name"] for call in calls if call.get("name")] == names
+    assert parts[-1]["finish_reason"] == "length"
+    assert sum(len((part["logprobs"] or {}).get("content", ())) for part in parts) == most
     await split.idle()
 
 
@@ -123,7 +145,10 @@ async def test_a_conversation_with_calls_reaches_the_template(split: Split, toke
         },
         {"role": "tool", "tool_call_id": "c1", "content": "sunny today"},
     ]
-    assert (await split.front.chat(messages=messages, tools=TOOLS)).status_code == 200
+    response = await split.front.chat(messages=messages, tools=TOOLS, kvmesh={"returns_in_s": 5})
+    assert response.status_code == 200
+    # The next call's result is to come.
+    assert split.front.router.requests[-1].hint == ReturnHint(tool_call=True, returns_in_s=5)
     text = tokenizer.decode(list(split.decode.received[0].token_ids), skip_special_tokens=False)
     assert "sunny today" in text
     await split.idle()
@@ -147,6 +172,57 @@ async def test_priority_and_session_reach_the_router(split: Split) -> None:
     response = await split.front.chat(service_tier="priority", safety_identifier="me")
     route = split.front.router.requests[-1]
     assert (route.priority, route.session_id) == (5, "me")
+    asked = {"model": MODEL, "input": "hello", "session": "mine", "prompt_cache_key": "key"}
+    assert (await split.front.http.post("/v1/responses", json=asked)).status_code == 200
+    assert split.front.router.requests[-1].session_id == "mine"
+    await split.front.chat(session="mine", kvmesh={"session_id": "first"})
+    assert split.front.router.requests[-1].session_id == "first"
     assert response.json()["service_tier"] == "priority"
     assert split.decode.received[0].priority == 5
     assert (await split.front.chat()).json()["service_tier"] == "default"
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "f", "parameters": SCHEMA, "strict": True}
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": hello(tools=[{"type": "function", "function": FUNCTION}]),
+    "/v1/responses": {"model": MODEL, "input": "hello", "tools": [{"type": "function", **FUNCTION}]},
+    "/v1/messages": hello(
+        max_tokens=99,
+        tools=[{"name": "f", "input_schema": SCHEMA, "strict": True}, {"name": "g", "input_schema": {}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_strict_functions_are_called_by_their_schemas(serve: Serve, path: str) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"city": "Paris"}}\n</tool_call>'
+    async with serve(call, "qwen") as split:
+        response = await split.front.http.post(path, json=ASKED[path])
+        assert "Paris" in response.text
+        assert "<tool_call>" not in response.text
+        assert "x-kvmesh-ignored-params" not in response.headers
+        tag = json.loads(split.decode.received[0].sampling.constraint.structural_tag)
+        assert tag["structures"][0]["schema"] == SCHEMA
+
+
+@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize("why", ["format", "workers"])
+async def test_strict_is_named_where_it_is_not_kept(serve: Serve, path: str, why: str) -> None:
+    template = "mistral" if why == "format" else "qwen"
+    able = [CAPABILITY_GENERATE, CAPABILITY_CONSTRAIN][: 2 if why == "format" else 1]
+    async with serve("hello", template, capabilities=able) as split:
+        response = await split.front.http.post(path, json=ASKED[path])
+        assert response.status_code == 200, response.text
+        assert response.headers["x-kvmesh-ignored-params"] == "strict"
+        assert not split.decode.received[0].sampling.HasField("constraint")
+
+
+async def test_a_deadline_reaches_the_router(split: Split) -> None:
+    await split.front.chat(kvmesh={"deadline_ms": 20_000})
+    await split.front.chat()
+    within, without = (route.deadline_ms for route in split.front.router.requests)
+    # What is left of it; else of the request's own time.
+    assert 10_000 < within <= 20_000 < without
+    refused = await split.front.chat(kvmesh={"deadline_ms": 0})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "kvmesh.deadline_ms")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def test_without_a_mesh_they_say_so_and_exit_with_3(arguments: tuple[str, ...], 
     run = kvmesh(*arguments, home=tmp_path)
     assert (run.returncode, run.stdout) == (3, "")
     assert run.stderr == f"no mesh is running in {tmp_path}: start one with `kvmesh up`\n"
+
+
+def test_it_says_its_version(tmp_path: Path) -> None:
+    run = kvmesh("--version", home=tmp_path)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"kvmesh {version('kvmesh-cli')}\n", "")
 
 
 def test_down_without_a_mesh_is_fine(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_caller_is_never_among_the_supervised(home: Home) -> None:
 
 
 def test_the_dead_and_zombies_are_not_alive(programs: list[Program]) -> None:
-    program = Program("print(1)")
+    program = Program("import time; print(1); time.sleep(0.5)")
     programs.append(program)
     deadline = time.monotonic() + 5
     while program.id.alive():

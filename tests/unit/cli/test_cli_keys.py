@@ -199,7 +199,15 @@ def _record(cli: Cli, clock: float, process: str, *counts: tuple[str, str, Used]
 
 def test_usage_is_summed_by_tenant_and_model(cli: Cli) -> None:
     now = time.time()
-    used = Used(requests=1, prompt_tokens=100, cached_tokens=64, output_tokens=10)
+    used = Used(
+        requests=1,
+        prompt_tokens=100,
+        cached_tokens=64,
+        output_tokens=10,
+        cached_device_tokens=48,
+        cached_host_tokens=16,
+        reasoning_tokens=4,
+    )
     _record(cli, now, "one", ("acme", "org/smol.1", used), ("acme", "org/smol.1", used))
     _record(cli, now, "two", ("acme", "org/smol.1", used), ("rival", "other", used))
     _record(cli, now - 40 * 3_600, "old", ("acme", "org/smol.1", used))
@@ -216,6 +224,11 @@ def test_usage_is_summed_by_tenant_and_model(cli: Cli) -> None:
             "prompt_tokens": 400,
             "cached_tokens": 256,
             "output_tokens": 40,
+            "cached_device_tokens": 192,
+            "cached_host_tokens": 64,
+            "cached_nvme_tokens": 0,
+            "cached_network_tokens": 0,
+            "reasoning_tokens": 16,
         },
         {
             "tenant": "rival",
@@ -224,6 +237,11 @@ def test_usage_is_summed_by_tenant_and_model(cli: Cli) -> None:
             "prompt_tokens": 100,
             "cached_tokens": 64,
             "output_tokens": 10,
+            "cached_device_tokens": 48,
+            "cached_host_tokens": 16,
+            "cached_nvme_tokens": 0,
+            "cached_network_tokens": 0,
+            "reasoning_tokens": 4,
         },
     ]
     assert [row["requests"] for row in rows("--since", "24h")] == [3, 1]
@@ -231,7 +249,11 @@ def test_usage_is_summed_by_tenant_and_model(cli: Cli) -> None:
     assert rows("--tenant", "nobody") == []
     table = list(csv.DictReader(io.StringIO(cli.ok("usage", "--csv"))))
     assert table == [{name: str(value) for name, value in row.items()} for row in whole]
-    assert "org/smol.1" in cli.ok("usage")
+    # Nothing is cut, however narrow what it is printed to says that it is.
+    narrow = CliRunner().invoke(app, ["usage", "--config", str(cli.file)], env={"COLUMNS": "40"}).stdout
+    titles, first, *_ = narrow.splitlines()
+    assert titles.endswith("cached network tokens  reasoning tokens")
+    assert first.split() == ["acme", "org/smol.1", *map(str, list(whole[0].values())[2:])]
 
 
 def test_since_takes_lengths_and_dates() -> None:

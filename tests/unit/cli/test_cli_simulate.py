@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from kvmesh.cli.app import NOT_RUNNING, app
 from kvmesh.core import simulate
 
 
@@ -128,6 +130,15 @@ def test_a_fit_is_written_and_used(run: Simulate, tmp_path: Path) -> None:
     assert run(*SMALL, "--rates", rates, "--blocks", 4096).status == 0
     rates.write_text('{"timing": {}}')
     assert f"error: {rates}: missing field" in run(*SMALL, "--rates", rates).err
+
+
+def test_recording_wants_a_mesh(tmp_path: Path) -> None:
+    def record(out: Path) -> Result:
+        environment = {"KVMESH_HOME": str(tmp_path / "home")}
+        return CliRunner().invoke(app, ["simulate", "record", "--out", str(out)], env=environment)
+
+    assert record(tmp_path / "requests.jsonl").exit_code == NOT_RUNNING
+    assert "is no directory" in str(record(tmp_path / "missing" / "requests.jsonl").exception)
 
 
 def test_ctrl_c_ends_it() -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,8 +122,40 @@ def test_a_bus_of_others_is_not_started_and_workers_carry_the_nodes_name(home: H
         None, {"nats": {"url": "nats://bus:4222"}, "node": "rack7", "kvbm": {"enabled": False}}
     )
     specs = plan(config, home, {})
-    assert [spec.name for spec in specs] == ["router", "prefill-0", "decode-0", "frontend"]
-    assert specs[1].environment["KVMESH_WORKER__ID"] == "rack7-prefill-0"
+    workers = {spec.name: spec for spec in specs if spec.role in ("prefill", "decode")}
+    assert "nats" not in {spec.name for spec in specs}
+    assert list(workers) == ["prefill-0", "decode-0"]
+    assert workers["prefill-0"].environment["KVMESH_WORKER__ID"] == "rack7-prefill-0"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "forkserver"),
+    [
+        (False, {}, "the mesh's own"),
+        (True, {}, None),
+        (False, {"kind": "mock"}, None),
+        (False, {"forkserver": False}, None),
+        (False, {"forkserver_socket": "/run/other"}, "/run/other"),
+    ],
+)
+def test_engines_on_a_cpu_are_forked(
+    home: Home, monkeypatch: pytest.MonkeyPatch, gpu: bool, engine: dict[str, Any], forkserver: str | None
+) -> None:
+    monkeypatch.setattr("kvmesh.cli.plan.has_gpu", lambda: gpu)
+    monkeypatch.setattr("kvmesh.cli.devices.visible", lambda _environment: [])
+    config = load_config(None, {"engine": engine})
+    specs = {spec.name: spec for spec in plan(config, home, {"PATH": ""})}
+    own = specs.get("sglang")
+    assert (own is not None) == (forkserver == "the mesh's own")
+    for worker in ("prefill-0", "decode-0"):
+        asked = specs[worker].environment.get("KVMESH_ENGINE__FORKSERVER_SOCKET")
+        if own is not None:
+            # What it imports reads the same settings as in an engine's own process.
+            assert asked in own.command
+            threads = specs[worker].environment["OMP_NUM_THREADS"]
+            assert own.environment["OMP_NUM_THREADS"] == threads
+        else:
+            assert (asked or config.engine.forkserver_socket) == (forkserver or "")
 
 
 def test_configuration_is_not_inherited_twice(home: Home) -> None:

@@ -96,6 +96,12 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     assert "kvbm.host_bytes" in message
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    file.write_bytes("node: Zürich".encode("latin-1"))
+    assert "mesh.yaml is not UTF-8: invalid start byte at byte 7" in refused(file)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "nowhere.yaml" in refused(tmp_path / "nowhere.yaml")
 
@@ -108,6 +114,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("KVMESH_MODEL__ALIASES", "[not json", "model"),
         ("KVMESH_ENGINE", "{broken", "engine"),
         ("KVMESH_ROUTER", "5", "router"),
+        (
+            "KVMESH_FRONTED__HTTP_PORT",
+            "1",
+            "KVMESH_FRONTED__HTTP_PORT: unknown key `fronted`; did you mean `frontend`?",
+        ),
     ],
 )
 def test_malformed_environment_is_refused(

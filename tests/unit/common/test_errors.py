@@ -8,10 +8,13 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from kvmesh.common.config import Config
 from kvmesh.common.errors import BARE_STATUS, TABLE, KvmeshError, invalid
 from kvmesh.common.grpc.client import Channels
+from kvmesh.common.grpc.trailers import STATUS_METADATA_KEY, rich_status
 from kvmesh.common.lifecycle import RoleServer
 from kvmesh.v1 import errors_pb2
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -119,6 +122,21 @@ async def test_every_code_crosses_a_real_call(stub: RouterServiceStub, code: Any
     assert error.code == code
     assert error.message == "zu groß: größer"
     assert (error.param, error.retry_after_ms) == ("prompt", 1500)
+
+
+async def test_a_failed_call_has_the_richer_status_too(stub: RouterServiceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Route(RouteRequest(model="ERROR_CODE_CONTEXT_LENGTH_EXCEEDED"))
+    trailers = {str(key): value for key, value in caught.value.trailing_metadata()}
+    status = Status.FromString(cast(bytes, trailers[STATUS_METADATA_KEY]))
+    assert (status.code, status.message) == (caught.value.code().value[0], caught.value.details())
+    info, request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    for detail, packed in zip((info, request, retry), status.details, strict=True):
+        assert packed.Unpack(detail)
+    assert (info.reason, info.domain) == ("CONTEXT_LENGTH_EXCEEDED", "kvmesh")
+    assert [violation.field for violation in request.field_violations] == ["prompt"]
+    assert retry.retry_delay.ToMilliseconds() == 1500
+    assert len(rich_status(KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, "x")).details) == 1
 
 
 async def test_an_unexpected_exception_tells_the_caller_nothing(stub: RouterServiceStub) -> None:

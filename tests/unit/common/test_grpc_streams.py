@@ -16,6 +16,7 @@ from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.server import ServerInterceptor
 from kvmesh.common.grpc.streams import Stream, StreamHub
+from kvmesh.common.grpc.trailers import STATUS_METADATA_KEY, rich_status
 from kvmesh.v1.engine_pb2 import CancelRequest, GenerateRequest, GenerateResponse, GetWorkerRequest
 from kvmesh.v1.engine_pb2_grpc import (
     DecodeServiceServicer,
@@ -213,6 +214,8 @@ async def test_a_grpc_client_is_served(server: Server) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         assert KvmeshError.from_rpc(caught.value, "worker").code == error.code
+        trailers = [(str(key), value) for key, value in caught.value.trailing_metadata()]
+        assert (STATUS_METADATA_KEY, rich_status(error).SerializeToString()) in trailers
         # Whatever else is asked for belongs to the server behind, which is not there.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await WorkerServiceStub(channel).GetWorker(GetWorkerRequest())

@@ -17,6 +17,7 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError
@@ -109,6 +110,28 @@ async def test_health_and_metrics_over_http(server: tuple[RoleServer, Slow]) -> 
     assert metrics.headers["content-type"].startswith("text/plain")
     assert "kvmesh_router_rpc_in_flight" in metrics.text
     assert "process_resident_memory_bytes" in metrics.text
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_reflection_names_the_services_where_it_is_asked_for(asked: bool) -> None:
+    config = Config()
+    config.router.port = config.router.metrics_port = 0
+    config.router.reflection = asked
+    server = RoleServer("router", config, config.router)
+    server.add_service("kvmesh.v1.RouterService", add_RouterServiceServicer_to_server, Slow())
+    await server.start()
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            described = ProtoReflectionDescriptorDatabase(channel)
+            if asked:
+                names = set(await asyncio.to_thread(described.get_services))
+                assert {"kvmesh.v1.RouterService", "grpc.health.v1.Health"} <= names
+            else:
+                with pytest.raises(grpc.RpcError) as caught:
+                    await asyncio.to_thread(described.get_services)
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await server.stop(0)
 
 
 async def test_stop_waits_for_calls_and_no_longer(server: tuple[RoleServer, Slow]) -> None:

@@ -8,10 +8,21 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 import structlog
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
+from fixtures.logs import logged
 from kvmesh.common import telemetry, trace
 from kvmesh.common.config import Config
 
@@ -20,15 +31,8 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @pytest.fixture
 def logs() -> Iterator[io.StringIO]:
-    stream = io.StringIO()
-    config = Config()
-    config.telemetry.log_format = "json"
-    telemetry.setup("router", config, stream)
-    yield stream
-    structlog.reset_defaults()
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if getattr(h, "stream", None) is stream]:
-        root.removeHandler(handler)
+    with logged("router", log_format="json") as stream:
+        yield stream
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -167,3 +171,38 @@ def test_exported_spans_keep_the_trace_and_the_failure(monkeypatch: pytest.Monke
     assert dict(outer_span.attributes or {}) == {"model": "m", "tokens": 3}
     assert not outer_span.status.is_ok
     assert inner_span.status.is_ok
+
+
+def test_spans_reach_a_collector_and_one_that_is_gone_holds_up_nothing() -> None:
+    class Collector(TraceServiceServicer):
+        def Export(self, request: ExportTraceServiceRequest, context: object) -> ExportTraceServiceResponse:
+            requests.append(request)
+            return ExportTraceServiceResponse()
+
+    requests: list[ExportTraceServiceRequest] = []
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Collector(), server)
+    config = Config()
+    config.telemetry.otlp_endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        telemetry.setup("router", config, io.StringIO())
+        with telemetry.span("route", parent=PARENT, model="m"):
+            pass
+        # What has not been sent is sent now.
+        telemetry.shutdown()
+        (group,) = requests[0].resource_spans
+        names = {attribute.key: attribute.value.string_value for attribute in group.resource.attributes}
+        assert names["service.name"] == "kvmesh-router"
+        (span,) = group.scope_spans[0].spans
+        assert span.name == "route"
+        assert span.trace_id.hex() == PARENT.split("-")[1]
+        assert span.parent_span_id.hex() == PARENT.split("-")[2]
+        telemetry.setup("router", config, io.StringIO())
+        server.stop(None).wait()
+        with telemetry.span("route"):
+            pass
+    finally:
+        server.stop(None)
+        telemetry.shutdown()
+        structlog.reset_defaults()

@@ -16,7 +16,7 @@ from fixtures.waiting import eventually
 from kvmesh.common.config import Config, load_config
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
-from kvmesh.common.grpc.streams import Stream, StreamHub
+from kvmesh.common.grpc.streams import Call, CallHandler, Stream, StreamHub
 from kvmesh.common.lifecycle import RoleServer
 from kvmesh.common.tls import MeshTls
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -46,6 +46,13 @@ class Echo:
 
     def on_closed(self, error: KvmeshError | None) -> None:
         self.closed, self.error = True, error
+
+
+class Repeat(CallHandler):
+    """Answers with what it was asked."""
+
+    def __init__(self, call: Call) -> None:
+        self.on_message = call.answer
 
 
 @pytest.fixture
@@ -103,6 +110,7 @@ async def served() -> AsyncIterator[Served]:
         config = config_of(section)
         server = RoleServer("decode", config, config.worker)
         server.add_stream("test.Service", "Talk", lambda stream: Echo(stream))
+        server.add_unary("test.Service", "Ask", Repeat)
         await server.start()
         servers.append(server)
         return server.port
@@ -121,6 +129,10 @@ async def test_streams_and_calls_share_a_port_and_its_certificate(
     echo = await say(port, tls)
     assert (echo.received, echo.error) == ([b"hello"], None)
     assert await check(port, tls) is grpc.StatusCode.OK
+    channels = Channels(tls)
+    ask: Any = channels.get(f"127.0.0.1:{port}").unary_unary("/test.Service/Ask")
+    assert await ask(b"hello") == b"hello"
+    await channels.close()
 
 
 async def test_strangers_are_refused(served: Served, authority: Authority, tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 from anthropic.types import message_create_params
+from fastapi.routing import APIRoute
 from openai.types import embedding_create_params
 from openai.types.responses import response_create_params
 from pydantic import BaseModel
 
+from kvmesh.cli import reference
 from kvmesh.common.errors import TABLE, ErrorCode
+from kvmesh.frontend import app
 from kvmesh.frontend.anthropic import request as messages
+from kvmesh.frontend.error_table import with_table
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from kvmesh.frontend.protocol.body import REFUSED
 from kvmesh.frontend.responses import request as responses
@@ -23,24 +27,36 @@ REFERENCE = ROOT / "docs" / "reference"
 TRACES = Path(os.environ.get("KVMESH_TRACES", ROOT.parent / "shared" / "traces"))
 
 
-def test_errors_page_lists_the_whole_table() -> None:
-    rows = {
-        tuple(cell.strip() for cell in line.strip("|").split("|"))
-        for line in (REFERENCE / "errors.md").read_text().splitlines()
-        if line.startswith("| ")
-    }
-    expected = {
-        (
-            ErrorCode.Name(code).removeprefix("ERROR_CODE_"),
-            spec.grpc.name,
-            str(spec.http),
-            spec.openai_type,
-            str(spec.openai_code),
-            "yes" if spec.retryable else "no",
-        )
-        for code, spec in TABLE.items()
-    }
-    assert rows - {("code", "gRPC", "HTTP", "OpenAI type", "OpenAI code", "retryable")} == expected
+def test_errors_page_has_the_table_as_it_is_generated() -> None:
+    page = (REFERENCE / "errors.md").read_text()
+    assert page == with_table(page), "run `make docs`"
+    stale = page.replace("| 413 |", "| 414 |").replace(
+        "\n| INTERNAL | INTERNAL | 500", "\n| GONE | INTERNAL | 500"
+    )
+    assert with_table(stale) == page
+    with pytest.raises(ValueError, match="0 tables"):
+        with_table("no table")
+    # Every code that can travel has a row.
+    assert set(TABLE) == set(ErrorCode.values()) - {ErrorCode.ERROR_CODE_UNSPECIFIED}
+
+
+def test_api_page_lists_every_endpoint() -> None:
+    """And what each reads from its query."""
+    served: dict[str, set[str]] = {"GET /docs": set(), "GET /openapi.json": set()}
+    for part in app._PARTS:
+        for route in part.router.routes:
+            assert isinstance(route, APIRoute)
+            query = {one["name"] for one in (route.openapi_extra or {}).get("parameters", [])}
+            for method in route.methods or ():
+                served[f"{method} {route.path.replace(':path', '')}"] = query
+    # Any number of names, which the description of a route cannot hold.
+    served["GET /v1/chat/completions"].add("metadata[NAME]")
+    page: dict[str, set[str]] = {}
+    section = (REFERENCE / "api.md").read_text().partition("## Every endpoint")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (`[A-Z]+ /.*?) \| (.*?) \| ", section.replace("| |", "|  |"), re.MULTILINE):
+        for request in re.findall(r"`(.+?)`", row[0]):
+            page[request] = set(re.findall(r"`(.+?)`", row[1]))
+    assert page == served
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -128,3 +144,9 @@ def test_api_page_lists_every_field_of_the_other_apis(
     assert {name for name, what in page.items() if what == "supported"} == set(kind.model_fields)
     assert {name for name, what in page.items() if what == "refused"} == refused
     assert client.__annotations__.keys() <= page.keys()
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_generated_pages_are_what_the_code_has(name: str) -> None:
+    written = (REFERENCE / name).read_text()
+    assert written == reference.PAGES[name](), "run `make docs`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvmesh.common.served import MockConfig
+from kvmesh.engine.contract import Role
 from kvmesh.engine.mock.timing import Pacer, TimingModel
 
 
@@ -35,6 +36,19 @@ def test_model() -> None:
     assert model.prefill_s(100) == pytest.approx(0.060 / 4)
     assert model.decode_s(6) == pytest.approx(0.020 / 4)
     assert model.transfer_s(1 << 30) == pytest.approx(0.5 / 4)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_probe_says_the_model(role: Role) -> None:
+    model = TimingModel(MockConfig(block_bytes=1 << 20, page_size=16, speedup=2))
+    probe = model.probe(role, embeds=False)
+    assert all(ms == pytest.approx((5 + 0.02 * tokens) / 2) for tokens, ms in probe.prefill)
+    assert all(ms == pytest.approx((6 + 0.1 * streams) / 2) for streams, _, ms in probe.decode)
+    # 64 KiB a token, at 10 GiB/s.
+    assert all(ms == pytest.approx(tokens / 16 / 10240 * 1000 / 2) for tokens, ms in probe.transfer)
+    measured = [bool(law) for law in (probe.prefill, probe.decode, probe.transfer)]
+    assert measured == [role is not Role.DECODE, role is not Role.PREFILL, role is Role.PREFILL]
+    assert model.probe(role, embeds=True).decode == ()
 
 
 async def test_late_timers_do_not_add_up() -> None:

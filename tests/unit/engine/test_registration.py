@@ -9,7 +9,7 @@ import pytest
 from kvmesh.common import metrics
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
-from kvmesh.engine.contract import EngineInfo, Role
+from kvmesh.engine.contract import EngineInfo, EngineLoad, Probe, Role, StoreTraffic
 from kvmesh.engine.mock.engine import MockEngine
 from kvmesh.engine.model import ModelSource
 from kvmesh.engine.worker.registration import Registration
@@ -46,7 +46,32 @@ async def test_what_the_engine_can_do(facts: dict[str, Any], capabilities: list[
     registration = Registration(config, Role.AGGREGATED, "a", 1, metrics.worker("aggregated"))
     info = EngineInfo(Role.AGGREGATED, 64, 100, 16, 4, 1, (2,), adapters=("x", "y"), **facts)
     engine = MockEngine(config, Role.AGGREGATED, model_path="", worker_id="a")
-    registration.ready(engine, info, ModelSource("m", "/nowhere"))
+    registration.ready(engine, info, ModelSource("m", "/nowhere"), Probe())
     model = registration.info().model
     assert sorted(model.capabilities) == sorted(capabilities)
     assert list(model.adapters) == ["x", "y"]
+
+
+async def test_totals_of_the_store_are_counted_on_from_an_engine_that_began_anew() -> None:
+    family = metrics.worker("aggregated")
+    config = load_config(None, {"engine": {"kind": "mock"}})
+    registration = Registration(config, Role.AGGREGATED, "a", 1, family)
+    engine = MockEngine(config, Role.AGGREGATED, model_path="", worker_id="a")
+
+    def counted() -> list[float]:
+        metric_samples = [*family.store_pages.collect(), *family.store_failed_loads.collect()]
+        samples = {(s.name, s.labels.get("what")): s.value for m in metric_samples for s in m.samples}
+        pages = [
+            samples["kvmesh_aggregated_store_pages_total", what] for what in ("offloaded", "loaded", "shed")
+        ]
+        return [*pages, samples["kvmesh_aggregated_store_failed_loads_total", None]]
+
+    info = EngineInfo(Role.AGGREGATED, 64, 100, 16, 4, 1, (2,))
+    registration.ready(engine, info, ModelSource("m", "/nowhere"), Probe())
+    registration.info()
+    before = counted()
+    for now in (StoreTraffic(offloaded=5, loaded=3, failed_loads=1), StoreTraffic(offloaded=2, shed=4)):
+        engine.load = lambda now=now: EngineLoad(store=now)
+        registration.info()
+        registration.info()
+    assert [after - was for after, was in zip(counted(), before, strict=True)] == [7, 3, 4, 1]

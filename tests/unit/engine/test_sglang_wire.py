@@ -82,7 +82,7 @@ def outputs(**fields: Any) -> bytes:
         "cached_tokens": [0, 16],
         **dict.fromkeys(OUTPUTS[6:13]),
         "cached_tokens_details": [None, {"device": 16, "host": 0}],
-        "time_stats": ["PickleWrapper", msgspec.msgpack.encode([None, (1.0, 2.0, 3.0, 4)])],
+        "time_stats": ["PickleWrapper", msgspec.msgpack.encode([None, (1.0, 2.0, 3.0, 4, 5.0)])],
         "image_tokens": [0, 0],
     }
     return msgspec.msgpack.encode(["BatchTokenIDOutput", *(known | fields).values(), "a field of tomorrow"])
@@ -107,11 +107,11 @@ def test_aborts_and_flushes(wire: Wire) -> None:
 def test_embeddings(wire: Wire) -> None:
     asked = msgspec.msgpack.decode(wire.embedding("0f", array("q", [1, 2])))
     assert (asked[0], asked[1], wire.token_ids(asked[2])) == ("TokenizedEmbeddingReqInput", "0f", [1, 2])
-    times = ["PickleWrapper", msgspec.msgpack.encode([(1.0, 2.0, 0.0, 0)])]
+    times = ["PickleWrapper", msgspec.msgpack.encode([(1.0, 2.0, 0.0, 0, 0.5)])]
     answer = ["BatchEmbeddingOutput", ["0f"], [{"type": "stop"}], [[0.5, 1.0]], [2], [0], times]
     message = wire.decode(msgspec.msgpack.encode(answer))
     assert (message.rids, message.embeddings) == (["0f"], [[0.5, 1.0]])
-    assert wire.times(message) == [(1.0, 2.0, 0.0, 0)]
+    assert wire.times(message) == [(1.0, 2.0, 0.0, 0, 0.5)]
 
 
 def test_outputs_give_what_is_needed(wire: Wire) -> None:
@@ -120,7 +120,7 @@ def test_outputs_give_what_is_needed(wire: Wire) -> None:
     assert [wire.token_ids(ids) for ids in message.output_ids] == [[7], [8, 2]]
     assert message.finished_reasons[1] == {"type": "stop", "matched": 2}
     assert wire.cached_details(message, 1) == {"device": 16, "host": 0}
-    assert list(wire.times(message)) == [None, (1.0, 2.0, 3.0, 4)]
+    assert list(wire.times(message)) == [None, (1.0, 2.0, 3.0, 4, 5.0)]
 
 
 def test_log_probabilities_of_those_who_asked(wire: Wire) -> None:

@@ -7,9 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fixtures.waiting import eventually
-from kvmesh.common import metrics
+from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.grpc.streams import Stream
 from kvmesh.engine.contract import (
@@ -21,6 +24,7 @@ from kvmesh.engine.contract import (
     Finish,
     FinishReason,
     KvEvent,
+    Probe,
     StepOutput,
     StepSink,
     Timing,
@@ -64,7 +68,10 @@ class ScriptedEngine(Engine):
     def kv_events(self) -> AsyncGenerator[list[KvEvent], None]:
         raise NotImplementedError
 
-    async def cache_prompt(self, token_ids: Sequence[int]) -> None:
+    async def cache_prompt(self, token_ids: Sequence[int], cache_salt: str = "") -> None:
+        raise NotImplementedError
+
+    async def probe(self) -> Probe:
         raise NotImplementedError
 
     async def flush_cache(self) -> None:
@@ -132,7 +139,7 @@ def start(request_id: int, tokens: int = 3, **fields: Any) -> GenerateRequest:
 
 
 def done(handle: int, *tokens: int, reason: FinishReason = FinishReason.LENGTH) -> StepOutput:
-    return StepOutput(handle, tokens, Finish(reason), timing=Timing(1.0, 2.0, 3.0, 4))
+    return StepOutput(handle, tokens, Finish(reason), timing=Timing(1.0, 2.0, 3.0, 4, 0.5))
 
 
 async def test_a_step_is_a_message(caller: Caller) -> None:
@@ -149,6 +156,25 @@ async def test_a_step_is_a_message(caller: Caller) -> None:
     assert last.finish.reason == engine_pb2.FINISH_REASON_LENGTH
     assert (last.timing.queue_ms, last.timing.transfer_bytes) == (1.0, 4)
     assert caller.connection.live == 1
+
+
+async def test_the_span_says_what_came_from_where_and_how_long_it_took(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    caller.command(start(1))
+    timing = Timing(1.0, 2.0, load_ms=0.5)
+    caller.engine.step(StepOutput(100, (7,), cached=CachedTokens(3, 2, 1), timing=timing))
+    caller.engine.step(done(100, 8))
+    (span,) = exporter.get_finished_spans()
+    said = dict(span.attributes or {})
+    by_tier = {tier: said[f"cached_tokens.{tier}"] for tier in metrics.TIERS}
+    assert by_tier == {"device": 3, "host": 2, "nvme": 1, "network": 0}
+    # The last report holds.
+    assert (said["queue_ms"], said["load_ms"], said["transfer_bytes"]) == (1.0, 0.5, 4)
+    assert caller.steps(1)[0].timing.load_ms == 0.5
 
 
 async def test_steps_merge_while_the_reader_is_slow(caller: Caller) -> None:

@@ -205,6 +205,27 @@ async def test_the_oldest_batches_are_not_kept(harness: Harness, monkeypatch: py
     assert publication.replay(77, kept) == harness.bus.batches[kept - 1 :]
 
 
+async def test_what_is_more_than_the_blocks_is_not_replayed(harness: Harness) -> None:
+    publication = harness.publisher.publication
+
+    def churn() -> None:
+        for _ in range(3000):
+            publication.stored(Tier.TIER_DEVICE, [1], None)
+            publication.removed(Tier.TIER_DEVICE, [1])
+            publication.flush()
+
+    churn()
+    assert len(publication.replay(77, 2001)) == 1000
+    with pytest.raises(KvmeshError, match="more than w-0's 0 blocks; take a snapshot"):
+        publication.replay(77, 1)
+    # The same for a holder of many blocks is worth it.
+    publication.stored(Tier.TIER_DEVICE, range(2, 100_000), None)
+    publication.flush()
+    before = publication.sequence
+    churn()
+    assert len(publication.replay(77, before + 1)) == 3000
+
+
 def _kept(publication: Publication, first: int) -> bool:
     try:
         publication.replay(77, first)

@@ -10,6 +10,7 @@ import pytest
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, parse
 from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import ReturnHint
 
 INVALID = ErrorCode.ERROR_CODE_INVALID_ARGUMENT
 UNSUPPORTED = ErrorCode.ERROR_CODE_UNSUPPORTED
@@ -230,6 +231,22 @@ def test_a_conversation_with_calls() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [("", {}), ('{"city": "Pa', {"partial_json": '{"city": "Pa'}), ("?", {"partial_json": "?"})],
+)
+def test_a_call_that_was_cut_short_does_not_end_its_conversation(arguments: str, given: Any) -> None:
+    function = {"name": "f", "arguments": arguments}
+    new, former = {"tool_calls": [{"id": "c", "function": function}]}, {"function_call": function}
+    for call in (new, former):
+        (turn,) = chat(messages=[{"role": "assistant", **call}])[0].conversation()
+        assert turn["tool_calls"][0]["function"] == {"name": "f", "arguments": given}
+
+
+def test_a_null_is_no_parameter() -> None:
+    assert chat(prediction=None, audio=None, what=None, other=1)[1] == ["other"]
+
+
 def test_the_former_spelling_of_a_call_and_its_result() -> None:
     call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}
     request, _ = chat(messages=[*HELLO, call, {"role": "function", "name": "f", "content": "4"}])
@@ -248,16 +265,6 @@ def test_the_former_spelling_of_a_call_and_its_result() -> None:
             {"role": "assistant", "function_call": {"name": "f"}},
             INVALID,
             "messages[0].function_call.arguments",
-        ),
-        (
-            {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}},
-            INVALID,
-            "messages[0].function_call.arguments",
-        ),
-        (
-            {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{"}}]},
-            INVALID,
-            "messages[0].tool_calls[0].function.arguments",
         ),
         (
             {"role": "assistant", "tool_calls": [{"id": "x", "type": "custom"}]},
@@ -299,6 +306,36 @@ def test_tiers_and_sessions() -> None:
     assert chat(safety_identifier="x")[0].session_id() == "x"
 
 
+def test_what_is_known_of_a_conversations_return() -> None:
+    def hint(**fields: Any) -> ReturnHint | None:
+        request, _ = chat(**fields)
+        request.check()
+        return request.return_hint()
+
+    assert hint() is None
+    # Whoever asks for it is not yet a conversation.
+    assert hint(user="me") is None
+    assert hint(kvmesh={"session_id": "s"}) == ReturnHint()
+    assert hint(kvmesh={"returns": False}) == ReturnHint(returns=False)
+    soon = hint(kvmesh={"returns": True, "returns_in_s": 30})
+    assert soon == ReturnHint(returns=True, returns_in_s=30)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    loop = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "4"},
+    ]
+    assert hint(tools=tools) is None
+    assert hint(tools=tools, tool_choice="required") == ReturnHint(tool_call=True)
+    assert hint(tools=tools, messages=loop) == ReturnHint(tool_call=True)
+    assert hint(tools=tools, tool_choice="none", messages=loop) is None
+    with pytest.raises(KvmeshError, match="of requests that return") as refusal:
+        hint(kvmesh={"returns": False, "returns_in_s": 30})
+    assert refusal.value.param == "kvmesh.returns_in_s"
+    assert refused(kvmesh={"returns_in_s": -1}).param == "kvmesh.returns_in_s"
+
+
 @pytest.mark.parametrize(
     "raw", [b"", b"{", b"[]", b"3", b'{"model": NaN}', b"\xff", b"[" * 5000, b'"\\ud800"']
 )
@@ -328,7 +365,9 @@ def test_prompts(prompt: Any, all_: Any) -> None:
     assert complete(prompt).prompts() == all_
 
 
-@pytest.mark.parametrize("prompt", ["", [], [""], [[]], None, 3, {"a": 1}, [-1], [1, "x"], [1.5], ["x", ""]])
+@pytest.mark.parametrize(
+    "prompt", ["", [], [""], [[]], None, 3, {"a": 1}, [1, "x"], [1.5], [1, True], ["x", ""]]
+)
 def test_bad_prompts(prompt: Any) -> None:
     with pytest.raises(KvmeshError) as caught:
         complete(prompt)
@@ -339,8 +378,11 @@ def test_bad_prompts(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"best_of": 2}, UNSUPPORTED, "best_of"),
-        ({"n": 2, "best_of": 3}, UNSUPPORTED, "best_of"),
+        ({"best_of": 0}, INVALID, "best_of"),
+        ({"best_of": 129}, INVALID, "best_of"),
+        ({"n": 3, "best_of": 2}, INVALID, "best_of"),
+        ({"best_of": 2, "stream": True}, INVALID, "best_of"),
+        ({"prompt": ["x"] * 100, "best_of": 100}, INVALID, "prompt"),
         ({"suffix": "end"}, UNSUPPORTED, "suffix"),
         ({"logprobs": 21}, INVALID, "logprobs"),
         ({"logprobs": True}, INVALID, "logprobs"),
@@ -362,7 +404,11 @@ def test_what_completions_ask_an_engine_for() -> None:
     assert (scored.HasField("top_logprobs"), scored.top_logprobs, scored.prompt_logprobs) == (True, 0, True)
     assert scored.max_new_tokens == 1
     assert not complete(logprobs=2).sampling().prompt_logprobs
-    assert complete(n=2, best_of=2, suffix="").n == 2
+    # As many as are wanted are not judged.
+    same, judged = complete(n=2, best_of=2, suffix="", stream=True), complete(n=2, best_of=3)
+    assert (same.wanted(), same.drawn(), same.sampling().HasField("top_logprobs")) == (2, 2, False)
+    assert (judged.wanted(), judged.drawn(), judged.sampling().HasField("top_logprobs")) == (2, 3, True)
+    assert (judged.shows_scores(), complete(best_of=3, logprobs=0).shows_scores()) == (False, True)
 
 
 def test_millions_of_bad_items_make_one_error() -> None:

@@ -62,6 +62,10 @@ async def test_only_what_is_there_is_replaced(store: SqliteStore) -> None:
     assert not await store.replace(record("a", owner="you"))
     assert await store.replace(record("a", 20))
     assert await store.get(KIND, "me", "a") == record("a", 20)
+    # Nor what another has replaced meanwhile.
+    assert not await store.replace(record("a", 30), record("a").body)
+    assert await store.get(KIND, "me", "a") == record("a", 20)
+    assert await store.replace(record("a", 30), record("a", 20).body)
 
 
 async def test_it_outlives_the_process_and_is_shared(

@@ -9,6 +9,7 @@ import pytest
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.protocol import ChatCompletionRequest, parse
+from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 INVALID = ErrorCode.ERROR_CODE_INVALID_ARGUMENT
@@ -127,3 +128,53 @@ def test_bad_tools(fields: dict[str, Any], code: ErrorCode, param: str) -> None:
     with pytest.raises(KvmeshError) as caught:
         chat(**fields)
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+INTEGER = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+
+
+def called(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted"),
+    [
+        ("no call at all < tool >", True),
+        (called("f", '{"x": 1}'), True),
+        (called("f", '{"x": 1}') + " and " + called("g", '{"y": [2]}') + "\n", True),
+        (called("f", '{"x": "1"}'), False),
+        (called("f", "{}"), False),
+        (called("g", "3"), False),
+        (called("h", "{}"), False),
+        ("<tool_call>what", False),
+    ],
+)
+def test_strict_calls_are_free_text_until_a_call_begins(answer: str, accepted: bool) -> None:
+    """By the grammar that SGLang makes of the tag."""
+    from xgrammar import Grammar, StructuralTagItem
+    from xgrammar.testing import _is_grammar_accept_string
+
+    request = chat(tools=[tool("f", INTEGER, strict=True), tool("g", INTEGER)])
+    assert request.wants_strict_calls()
+    named = strict_calls(request.functions(), "hermes", "tools")
+    assert named is not None
+    tag = orjson.loads(named.constraint.structural_tag)
+    structures = [
+        StructuralTagItem(begin=s["begin"], schema=orjson.dumps(s["schema"]).decode(), end=s["end"])
+        for s in tag["structures"]
+    ]
+    grammar = Grammar.from_structural_tag(structures, tag["triggers"])
+    assert _is_grammar_accept_string(grammar, answer) is accepted
+
+
+def test_formats_without_a_mark_cannot_be_held_to_schemas() -> None:
+    request = chat(tools=[tool("f", INTEGER, strict=True)])
+    assert strict_calls(request.functions(), "pythonic", "tools") is None
+    assert strict_calls(request.functions(), None, "tools") is None
+
+
+@pytest.mark.parametrize("choice", ["none", "required", {"type": "function", "function": {"name": "f"}}])
+def test_only_calls_of_its_own_are_asked_to_be_strict(choice: Any) -> None:
+    assert not chat(tools=[tool("f", INTEGER, strict=True)], tool_choice=choice).wants_strict_calls()
+    assert not chat(tools=[tool("f", INTEGER)]).wants_strict_calls()

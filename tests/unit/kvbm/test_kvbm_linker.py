@@ -9,9 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvmesh.core import StoreServer
+from kvmesh.engine.contract import StoreTraffic
+from kvmesh.engine.sglang.load import SchedulerLoad
 
 # The first test imports SGLang.
 pytestmark = pytest.mark.timeout(300)
@@ -178,11 +181,28 @@ def test_pages_come_back_into_other_slots_and_other_engines(
     assert offload(linker, kit.transfer(chain, 2))
     assert reader.lookup("r", kit.transfer([*chain, *keys("b", 2)])) == list(range(1, 11))
     assert load(reader, kit.transfer(chain, 30))
+    assert reader.onboarding.load_time.ms > 0
     assert kit.equal(rows(other, 30, 10), expected)
     assert store.stats()["loaded"] == 10
     eventually(lambda: store.stats()["blocks_in_use"] == 0)
     assert reader.stats.loaded == 10
     assert linker.stats.offloaded == 10
+
+
+def test_what_went_to_the_store_is_told_with_the_load(store: StoreServer, link: Link, kit: Kit) -> None:
+    linker = link(kit.mha())
+    assert offload(linker, kit.transfer(keys("a", 4)))
+    tree = SimpleNamespace(linker=SimpleNamespace(cache_linker=linker))
+    stats = SimpleNamespace(full_evictable_size=8)
+    inquirer = SimpleNamespace(
+        pool_stats_observer=SimpleNamespace(tree_cache=tree, get_pool_stats=lambda: stats)
+    )
+    snapshot = kit.sg.reports.extend_load(kit.sg.load_snapshot.LoadSnapshot(), inquirer)
+    load = msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot), type=SchedulerLoad)
+    assert (load.num_cached_tokens, load.kvmesh_store) == (8, StoreTraffic(offloaded=4))
+    tree.linker = None
+    snapshot = kit.sg.reports.extend_load(kit.sg.load_snapshot.LoadSnapshot(), inquirer)
+    assert snapshot.kvmesh_store is None
 
 
 def test_a_layer_is_ready_before_the_next_is_copied(store: StoreServer, link: Link, kit: Kit) -> None:

@@ -26,6 +26,12 @@ def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"kvmesh_router_{name}", labels) or 0.0
 
 
+def regrets() -> list[float]:
+    """Of `kv` as a shadow: placements by regret, up to a millisecond less than none, up to one, and all."""
+    bounds = ("-0.001", "0.001", "+Inf")
+    return [value("shadow_regret_seconds_bucket", policy="kv", le=le) for le in bounds]
+
+
 async def drive(router: Router, count: int = 60) -> None:
     """Requests with prefixes in common, events that confirm some, reports on all."""
     for number in range(count):
@@ -141,6 +147,7 @@ async def test_shadows_are_counted_and_explained() -> None:
     router.hold("a", list(range(1, 40)))
     before = {key: value("shadow_placements_total", policy="kv", choice=key) for key in ("same", "other")}
     spent = {key: value("shadow_cost_seconds_total", policy="kv", of=key) for key in ("live", "shadow")}
+    regretted = regrets()
     for number in range(8):
         response = await router.route(request(list(range(1, 40)), 16 * 39 + 9, request_id=f"s{number}"))
         router.report(response.lease.id, prefill_done=True, ended=True)
@@ -150,6 +157,9 @@ async def test_shadows_are_counted_and_explained() -> None:
     assert (same + other, same >= 4) == (8, True)
     live, shadow = (value("shadow_cost_seconds_total", policy="kv", of=key) - spent[key] for key in spent)
     assert shadow <= live
+    worse, little, all_of_them = (now - was for now, was in zip(regrets(), regretted, strict=True))
+    assert worse == 0, "kv does not choose what costs more"
+    assert (all_of_them, all_of_them > little) == (8, True)
     (decision,) = router.routing.decisions.of("s0")
     kv, turns = decision.to_proto().shadows
     assert (kv.policy, kv.decode_id) == ("kv", "a")

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from fixtures.holders import PAGE_SIZE, worker_info
-from fixtures.replicas import Replica, Wire
+from fixtures.replicas import STEP_S, Replica, Wire
 from fixtures.routing import request
 from kvmesh.router.replicas.gossip import SILENT_MS
 from kvmesh.v1.common_pb2 import Role
@@ -289,6 +289,34 @@ async def test_lag_is_the_age_of_what_is_not_taken(pair: tuple[Wire, Replica, Re
     await wire.run(DRIFT_S)
     assert here.gossip.lag_ms() == 0
     assert here.service.state().replicas[0].in_sync
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+async def test_nobody_drifts_for_a_second_while_load_goes_on(
+    pair: tuple[Wire, Replica, Replica], loss: float
+) -> None:
+    wire, chance = pair[0], Random(1)
+    wire.loss = loss
+    # When each lease began, and when those ended that have.
+    begun: dict[int, float] = {}
+    ended: dict[int, float] = {}
+    for _ in range(500):
+        for replica in pair[1:]:
+            if chance.random() < 0.5:
+                begun[(await replica.route(request())).lease.id] = wire.now
+            live = [lease for lease in begun if lease not in ended]
+            if len(live) > 20:
+                # Its holder may ask either.
+                replica.report(live[0], ended=True)
+                ended[live[0]] = wire.now
+        await wire.run(STEP_S)
+        due = wire.now - DRIFT_S
+        for replica in pair[1:]:
+            known = {*replica.routing.leases, *replica.gossip.foreign.ids()}
+            assert {lease for lease, at in begun.items() if at <= due} - ended.keys() <= known
+            assert known.isdisjoint(lease for lease, at in ended.items() if at <= due)
+            assert replica.gossip.lag_ms() < DRIFT_S * 1000
+    assert len(ended) > 400
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -139,6 +139,25 @@ async def test_a_lost_batch_is_repaired_by_a_replay(world: World) -> None:
     assert (worker.snapshots, worker.replays) == (asked[0], asked[1] + 1)
 
 
+async def test_behind_a_gap_the_index_is_what_the_worker_had(world: World) -> None:
+    await world.start()
+    worker = await world.worker("a")
+    worker.store([1, 2])
+    await eventually(world.equal)
+    # Nobody to ask for what is missing.
+    assert worker.server is not None
+    await worker.server.stop(0)
+    worker.bus.lose = 1
+    worker.remove([2])
+    worker.store([3])
+    await eventually(lambda: world.feed.behind() == 2)
+    assert not world.feed.is_live("a")
+    assert match(world.feed, [1, 2]) == {"a": (2, 2, 2, 2)}
+    assert match(world.feed, [3]) == {}, "no batch is applied without the one before it"
+    await worker.serve(worker.server.port)
+    await eventually(world.equal)
+
+
 async def test_the_last_batch_lost_with_the_connection(world: World) -> None:
     await world.start()
     worker = await world.worker("a")

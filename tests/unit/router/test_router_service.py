@@ -52,14 +52,13 @@ async def test_explain_lists_every_candidate_with_terms_that_add_up(router: Rout
         worker_info("p0", Role.ROLE_PREFILL),
         worker_info("p1", Role.ROLE_PREFILL),
         worker_info("d0", Role.ROLE_DECODE),
+        worker_info("d1", Role.ROLE_DECODE),
         worker_info("a0"),
     )
     response = await router.route(request(tokens=5000, explain=True))
-    assert {(c.prefill_id, c.decode_id) for c in response.candidates} == {
-        ("p0", "d0"),
-        ("p1", "d0"),
-        ("", "a0"),
-    }
+    pairs = {(p, d) for p in ("p0", "p1") for d in ("d0", "d1")}
+    assert len(response.candidates) == 5
+    assert {(c.prefill_id, c.decode_id) for c in response.candidates} == pairs | {("", "a0")}
     for candidate in response.candidates:
         assert set(candidate.terms) == set(TERMS)
         assert candidate.cost == pytest.approx(sum(candidate.terms.values()))
@@ -67,6 +66,19 @@ async def test_explain_lists_every_candidate_with_terms_that_add_up(router: Rout
     costs = {(c.prefill_id, c.decode_id): c.cost for c in response.candidates}
     # Near ties are chance's.
     assert costs[chosen] <= min(costs.values()) * 1.01
+
+
+async def test_the_cheapest_of_many_candidates_are_kept(router: Router) -> None:
+    router.put(*(worker_info(f"a{number}") for number in range(40)))
+    response = await router.route(request(request_id="r", tokens=1000))
+    assert not response.candidates, "not asked for"
+    (decision,) = [d.to_proto() for d in router.routing.decisions.of("r")]
+    assert len(decision.candidates) == 16
+    costs = [c.cost for c in decision.candidates]
+    assert costs == sorted(costs)
+    assert decision.winner.decode_id in {c.decode_id for c in decision.candidates}
+    response = await router.route(request(tokens=1000, explain=True))
+    assert len(response.candidates) == 40
 
 
 async def test_a_policys_own_costs_are_explained(router: Router) -> None:
@@ -432,6 +444,8 @@ async def test_rates_are_learned_and_shown(router: Router) -> None:
     (worker,) = rates.workers
     assert worker.worker_id == "a"
     assert 0.5 < worker.slowness < 2
+    assert worker.observations == 39
+    assert 0 < worker.error < 0.5
 
 
 async def test_transfers_are_learned_from_what_engines_measured(router: Router) -> None:
@@ -444,7 +458,10 @@ async def test_transfers_are_learned_from_what_engines_measured(router: Router) 
         router.report(response.lease.id, output_tokens=1)
         await router.wait(1.0)
         router.report(response.lease.id, output_tokens=20, ended=True)
-    laws = {law.name: law.coefficients for law in router.routing.models["tiny"].rates().classes[0].laws}
+    rates = router.routing.models["tiny"].rates()
+    (link,) = rates.links
+    assert (link.prefill_id, link.decode_id, link.slowness, link.observations) == ("p", "d", 1.0, 200)
+    laws = {law.name: law.coefficients for law in rates.classes[0].laws}
     assert laws["transfer"]["request"] + 2000 * laws["transfer"]["token"] == pytest.approx(100, rel=0.1)
     prefill = laws["prefill"]
     assert prefill["pass"] + 2000 * prefill["token"] + 4e6 * prefill["token_squared"] == pytest.approx(

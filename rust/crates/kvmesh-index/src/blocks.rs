@@ -4,7 +4,7 @@
 //! shrunk past it: positions that nobody holds go when all positions behind them have gone. So a hole
 //! heals in place, and the table changes only at a run's end.
 
-use std::{hint::black_box, sync::atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_utils::CachePadded;
 use kvmesh_core::SetDigest;
@@ -153,7 +153,7 @@ impl Blocks {
         let table = self.table.load();
         let mut now = self.budget.max().map(|_| self.now());
         // It is fetched while the first run is read.
-        black_box(hashes.get(*parting).map(|&hash| table.touch(hash)));
+        table.expect(hashes.get(*parting..=*parting).unwrap_or(&[]));
         let mut rest = hashes;
         let mut last: Option<&Run> = None;
         let mut is_first = true;
@@ -213,13 +213,14 @@ impl Blocks {
     fn expect(&self, table: &Table, run: &Run, rest: &[u64]) {
         let Some(&hash) = rest.first() else { return };
         let Some(next) = run.next(hash).and_then(|id| self.run(id)) else {
-            black_box(table.touch(hash));
+            table.expect(&[hash]);
             return;
         };
         let shape = next.shape();
-        black_box(Hashes::of(shape, &self.lines).map_or(0, Hashes::touch));
-        let behind = rest.get(shape.len()).and_then(|&hash| next.next(hash));
-        black_box(behind.and_then(|id| self.run(id)).map(Run::shape));
+        self.expect_lines(shape);
+        if let Some(behind) = rest.get(shape.len()).and_then(|&hash| next.next(hash)) {
+            self.runs.expect(behind);
+        }
     }
 
     /// Where a block lies, if in a run that the last one has in mind.
@@ -268,6 +269,30 @@ impl Blocks {
     #[inline]
     pub(crate) fn run(&self, id: u32) -> Option<&Run> {
         self.runs.get(id, 1).map(|run| &run[0])
+    }
+
+    /// Asks for the run in which the first block may lie, by an entry of the table that has been asked for.
+    #[inline]
+    pub(crate) fn expect_run(&self, table: &Table, hashes: &[u64]) {
+        let place = hashes.first().and_then(|&hash| table.find(hash, Some));
+        if let Some(place) = place {
+            self.runs.expect(place.run());
+        }
+    }
+
+    /// Asks for the hashes of that run.
+    #[inline]
+    pub(crate) fn expect_hashes(&self, table: &Table, hashes: &[u64]) {
+        let place = hashes.first().and_then(|&hash| table.find(hash, Some));
+        if let Some(run) = place.and_then(|place| self.run(place.run())) {
+            self.expect_lines(run.shape());
+        }
+    }
+
+    #[inline]
+    fn expect_lines(&self, shape: Shape) {
+        let first = shape.hashes();
+        (first..first + shape.lines() as u32).for_each(|line| self.lines.expect(line));
     }
 
     /// Where a block lies or, as writers need to know, is about to.

@@ -266,7 +266,7 @@ impl Cover {
         });
     }
 
-    /// Gives the slot other blocks than its `share`, as found since the lock was taken. `end` ends the run's shape.
+    /// Gives the slot these blocks instead of its `share`, as found since the lock was taken. `end` ends the run's shape.
     /// False when there is no memory for it; taking all is always possible.
     #[inline]
     pub fn set(
@@ -278,6 +278,9 @@ impl Cover {
         end: impl Fn(),
     ) -> bool {
         let slot = share.slot;
+        if blocks == share.blocks {
+            return true; // below, a slot would join the group that it is in, and then leave it
+        }
         if blocks == 0 {
             self.leave(slot, share.own, lines);
             return true;

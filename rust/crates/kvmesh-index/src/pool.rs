@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use crossbeam_utils::CachePadded;
+use prefetch_index::prefetch_index;
 
 use crate::sync::{AtomicUsize, Mutex, OnceLock, fence};
 
@@ -93,6 +94,15 @@ impl<T: Default> Pool<T> {
         let chunk = self.chunks.get(first as usize >> self.chunk_bits)?.get()?;
         let at = first as usize & ((1 << self.chunk_bits) - 1);
         chunk.get(at..at + count)
+    }
+
+    /// Asks for an entry, which is to be read soon.
+    #[inline]
+    pub fn expect(&self, entry: u32) {
+        let chunk = self.chunks.get(entry as usize >> self.chunk_bits);
+        if let Some(chunk) = chunk.and_then(OnceLock::get) {
+            prefetch_index(chunk, entry as usize & ((1 << self.chunk_bits) - 1));
+        }
     }
 
     /// One more than the highest number handed out so far.

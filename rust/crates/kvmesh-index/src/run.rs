@@ -51,6 +51,13 @@ impl Place {
     pub fn offset(self) -> usize {
         self.0 as usize % RUN_BLOCKS
     }
+
+    /// The place so many blocks further on in the same run.
+    #[inline]
+    pub fn behind(self, count: usize) -> Self {
+        debug_assert!(self.offset() + count < RUN_BLOCKS);
+        Self(self.0 + count as u32)
+    }
 }
 
 /// What a run's positions mean: the lines with the hashes, how many there are, and a version.
@@ -193,16 +200,23 @@ impl<'a> Hashes<'a> {
         self.0[at / LINE_WORDS].0[at % LINE_WORDS].load(Relaxed)
     }
 
+    /// Writes `hashes` at the positions from `from` on.
     #[inline]
-    pub fn set(self, at: usize, hash: u64) {
-        self.0[at / LINE_WORDS].0[at % LINE_WORDS].store(hash, Relaxed);
+    pub fn set(self, from: usize, hashes: &[u64]) {
+        for (at, &hash) in (from..).zip(hashes) {
+            self.0[at / LINE_WORDS].0[at % LINE_WORDS].store(hash, Relaxed);
+        }
     }
 
-    /// Brings all of them into the cache: asked for at once, they come together.
+    /// Copies the first `len` hashes.
     #[inline]
-    pub fn touch(self) -> u64 {
-        let first = |line: &Line| line.0[0].load(Relaxed);
-        self.0.iter().fold(0, |all, line| all ^ first(line))
+    pub fn copy(self, len: usize, into: &mut [u64; RUN_BLOCKS]) -> &[u64] {
+        for (line, copies) in self.0.iter().zip(into.chunks_exact_mut(LINE_WORDS)) {
+            for (word, copy) in line.0.iter().zip(copies) {
+                *copy = word.load(Relaxed);
+            }
+        }
+        &into[..len]
     }
 
     /// How many of the positions from `from` to `len` are the first of `hashes`.

@@ -1,6 +1,6 @@
 //! How blocks come and go.
 
-use std::{hint::black_box, sync::atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use kvmesh_core::BlockHash;
 
@@ -14,6 +14,9 @@ use crate::{
     sync::Arc,
     table::{Inserted, Table},
 };
+
+/// Blocks after which a writer's turn ends with the run it is at.
+const TURN_BLOCKS: usize = 4 * RUN_BLOCKS;
 
 impl Blocks {
     /// Calls `each` with the run in which a block lies, locked, and the block's place; `None` when
@@ -49,25 +52,22 @@ impl Blocks {
         if self.budget.max().is_some() {
             self.tick();
         }
-        for piece in hashes.chunks(RUN_BLOCKS) {
-            let mut rest = piece;
-            while !rest.is_empty() {
-                let (done, short) = self.store_some(slot, rest, parent);
-                if done > 0 {
-                    parent = Some(rest[done - 1]);
-                    rest = &rest[done..];
-                }
-                if let Some(short) = short {
-                    if !self.make_room(rest.len(), short) {
-                        self.counts.forgotten.fetch_add(rest.len() as u64, Relaxed);
-                        break;
-                    }
-                }
+        let mut rest = hashes;
+        while !rest.is_empty() {
+            let (done, short) = self.store_some(slot, rest, parent);
+            if done > 0 {
+                parent = Some(rest[done - 1]);
+                rest = &rest[done..];
+            }
+            let least = rest.len().min(RUN_BLOCKS);
+            if short.is_some_and(|short| !self.make_room(least, short)) {
+                self.counts.forgotten.fetch_add(least as u64, Relaxed);
+                rest = &rest[least..];
             }
         }
     }
 
-    /// Stores as many of the blocks as there is room for: how many, and what was short.
+    /// Stores a turn's worth of the blocks, or as many as there is room for: how many, and what was short.
     fn store_some(
         &self,
         slot: Slot,
@@ -75,17 +75,20 @@ impl Blocks {
         parent: Option<u64>,
     ) -> (usize, Option<Short>) {
         let turn = self.turn();
-        if self.counts.placed.load(Relaxed) + hashes.len() > turn.table.capacity() {
+        let least = hashes.len().min(RUN_BLOCKS);
+        if self.counts.placed.load(Relaxed) + least > turn.table.capacity() {
             return (0, Some(Short::Table(turn.table.homes())));
         }
+        turn.table.expect(&hashes[..1]);
         let mut before = parent.and_then(|hash| Some((self.find_any(&turn.table, hash)?, hash)));
         let mut at = 0;
-        while at < hashes.len() {
+        while at < hashes.len().min(TURN_BLOCKS) {
             let rest = &hashes[at..];
             let stored = match self.find_any(&turn.table, rest[0]) {
                 Some(place) => self
                     .at(&turn, place, rest[0], |held, offset| {
                         let count = held.hashes.common(offset, held.shape.len(), rest);
+                        turn.table.expect(rest.get(count..=count).unwrap_or(&[]));
                         self.hold(&held, slot, low_bits(count) << offset)
                             .map(|()| (count, Place::new(held.id, offset + count - 1)))
                     })
@@ -162,34 +165,20 @@ impl Blocks {
         if room == 0 {
             return Err(Short::Memory);
         }
-        black_box(
-            hashes[..room]
-                .iter()
-                .fold(0, |all, &hash| all ^ turn.table.touch(hash)),
-        );
-        let mut count = 0;
-        let mut inserted = Inserted::Yes;
-        for &hash in &hashes[..room] {
-            let place = Place::new(held.id, len + count);
-            held.hashes.set(len + count, hash);
-            // Also where readers are not shown it yet.
-            let is_here = |place| self.look(place, hash, Shape::capacity).is_some();
-            inserted = turn.table.insert(hash, place, turn.alone, is_here);
-            if inserted != Inserted::Yes {
-                break;
-            }
-            count += 1;
-        }
+        let first = Place::new(held.id, len);
+        held.hashes.set(len, &hashes[..room]);
+        // Also where readers are not shown it yet.
+        let is_here = |hash, place| self.look(place, hash, Shape::capacity).is_some();
+        let table = &turn.table;
+        let (count, inserted) =
+            table.insert(&hashes[..room], &hashes[room..], first, turn.alone, is_here);
         if count == 0 && inserted == Inserted::Full {
-            return Err(Short::Table(turn.table.homes()));
+            return Err(Short::Table(table.homes()));
         }
         let bits = low_bits(count) << len;
         let share = held.run.cover.share(slot, &self.lines);
         if !self.set(&held, &share, share.blocks | bits) {
-            for (at, &hash) in hashes[..count].iter().enumerate() {
-                let place = Place::new(held.id, len + at);
-                turn.table.remove(hash, place, turn.alone);
-            }
+            table.remove(&hashes[..count], &[], first, turn.alone);
             return Err(Short::Memory);
         }
         self.counts.placed.fetch_add(count, Relaxed);
@@ -232,7 +221,8 @@ impl Blocks {
         let Some(hashes) = Hashes::of(shape, &self.lines) else {
             return held;
         };
-        (0..len).for_each(|at| hashes.set(at, held.hashes.get(at)));
+        let mut buffer = [0; RUN_BLOCKS];
+        hashes.set(0, held.hashes.copy(len, &mut buffer));
         held.run.renew(shape);
         if old.lines() > 0 {
             self.lines.give(old.hashes(), old.lines());
@@ -258,28 +248,35 @@ impl Blocks {
         if revived > 0 {
             self.counts.distinct.fetch_add(revived, Relaxed);
         }
-        self.tally_of(slot).lock().extend(held.named(new));
+        let mut buffer = [0; RUN_BLOCKS];
+        let all = held.hashes.copy(held.shape.len(), &mut buffer);
+        self.tally_of(slot).lock().extend(named(all, new));
         Ok(())
     }
 
     /// Takes blocks from a slot; those it does not hold are ignored.
     pub fn remove(&self, slot: Slot, hashes: &[u64]) {
-        for piece in hashes.chunks(RUN_BLOCKS) {
+        let mut rest = hashes;
+        while !rest.is_empty() {
             let turn = self.turn();
-            let mut at = 0;
-            while at < piece.len() {
-                let rest = &piece[at..];
+            let mut done = 0;
+            while done < rest.len().min(TURN_BLOCKS) {
+                let rest = &rest[done..];
                 let Some(place) = self.find_any(&turn.table, rest[0]) else {
-                    at += 1;
+                    done += 1;
                     continue;
                 };
                 let removed = self.at(&turn, place, rest[0], |held, offset| {
-                    let (first, count) = held.stretch(offset, rest);
-                    self.release(&turn, held, slot, low_bits(count) << first);
+                    let mut buffer = [0; RUN_BLOCKS];
+                    let all = held.hashes.copy(held.shape.len(), &mut buffer);
+                    let (first, count) = stretch(all, offset, rest);
+                    let bits = low_bits(count) << first;
+                    self.release(&turn, held, all, slot, bits, &rest[count..]);
                     count
                 });
-                at += removed.unwrap_or(0); // it has just gone; look again
+                done += removed.unwrap_or(0); // it has just gone; look again
             }
+            rest = &rest[done..];
         }
     }
 
@@ -302,8 +299,9 @@ impl Blocks {
                 continue;
             }
             self.with_run(&turn, id, |held| {
-                let all = low_bits(held.shape.len());
-                self.release(&turn, held, slot, all);
+                let mut buffer = [0; RUN_BLOCKS];
+                let all = held.hashes.copy(held.shape.len(), &mut buffer);
+                self.release(&turn, held, all, slot, low_bits(all.len()), &[]);
             });
         }
     }
@@ -357,8 +355,17 @@ impl Blocks {
         blocks
     }
 
-    /// Takes blocks from a slot, and from the run's end those that nobody holds any more.
-    fn release(&self, turn: &Turn<'_>, held: Held<'_>, slot: Slot, bits: u64) {
+    /// Takes blocks from a slot, of `all` in the run, and from the run's end those that nobody holds any more. Asks ahead
+    /// for what removing those that come `next` will read.
+    fn release(
+        &self,
+        turn: &Turn<'_>,
+        held: Held<'_>,
+        all: &[u64],
+        slot: Slot,
+        bits: u64,
+        next: &[u64],
+    ) {
         let share = held.run.cover.share(slot, &self.lines);
         let mut gone = bits & share.blocks;
         if gone == 0 {
@@ -373,27 +380,25 @@ impl Blocks {
             gone = share.blocks;
             self.set(&held, &share, 0);
         }
-        self.tally_of(slot).lock().reduce(held.named(gone));
+        self.expect_run(&turn.table, next);
+        self.tally_of(slot).lock().reduce(named(all, gone));
+        self.expect_hashes(&turn.table, next);
         let dead = gone & !share.others;
         if dead != 0 {
             self.counts
                 .distinct
                 .fetch_sub(dead.count_ones() as usize, Relaxed);
-            self.shrink(turn, held, share.others | share.blocks & !gone);
+            self.shrink(turn, held, all, share.others | share.blocks & !gone, next);
         }
     }
 
     /// Drops the positions at a run's end that nobody holds, given those that somebody does.
-    fn shrink(&self, turn: &Turn<'_>, held: Held<'_>, live: u64) {
+    fn shrink(&self, turn: &Turn<'_>, held: Held<'_>, all: &[u64], live: u64, next: &[u64]) {
         let len = (u64::BITS - live.leading_zeros()) as usize;
-        let gone = len..held.shape.len();
-        black_box(
-            gone.clone()
-                .fold(0, |all, at| all ^ turn.table.touch(held.hashes.get(at))),
-        );
-        for at in gone.clone() {
-            turn.table
-                .remove(held.hashes.get(at), Place::new(held.id, at), turn.alone);
+        let gone = &all[len..];
+        if !gone.is_empty() {
+            let first = Place::new(held.id, len);
+            turn.table.remove(gone, next, first, turn.alone);
         }
         self.counts.placed.fetch_sub(gone.len(), Relaxed);
         let Held { id, run, .. } = held;
@@ -428,17 +433,19 @@ impl Blocks {
     pub(crate) fn forget_run(&self, id: u32) {
         let turn = self.turn();
         self.with_run(&turn, id, |held| {
+            let mut buffer = [0; RUN_BLOCKS];
+            let all = held.hashes.copy(held.shape.len(), &mut buffer);
             let mut live = 0u64;
             held.run.cover.for_each(&self.lines, |slot, mask| {
                 live |= mask;
                 let mut tally = self.tally_of(slot).lock();
-                tally.reduce(held.named(mask));
+                tally.reduce(named(all, mask));
             });
             let live = live.count_ones() as usize;
             self.counts.distinct.fetch_sub(live, Relaxed);
             self.counts.forgotten.fetch_add(live as u64, Relaxed);
-            if held.shape.len() > 0 {
-                self.shrink(&turn, held, 0);
+            if !all.is_empty() {
+                self.shrink(&turn, held, all, 0, &[]);
             }
         });
     }
@@ -451,40 +458,38 @@ impl Blocks {
             let Some(hashes) = Hashes::of(shape, &self.lines) else {
                 continue;
             };
-            for at in 0..shape.len() {
-                if table.insert(hashes.get(at), Place::new(id, at), true, |_| false)
-                    != Inserted::Yes
-                {
-                    return None;
-                }
+            let mut buffer = [0; RUN_BLOCKS];
+            let all = hashes.copy(shape.len(), &mut buffer);
+            let (_, inserted) = table.insert(all, &[], Place::new(id, 0), true, |_, _| false);
+            if inserted != Inserted::Yes {
+                return None;
             }
         }
         Some(Arc::new(table))
     }
 }
 
-impl Held<'_> {
-    /// The hashes at some positions.
-    fn named(&self, mut bits: u64) -> impl Iterator<Item = BlockHash> {
-        std::iter::from_fn(move || {
-            let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-            bits &= bits - 1;
-            Some(BlockHash(self.hashes.get(at)))
-        })
-    }
+/// The blocks at some positions of a run.
+fn named(all: &[u64], bits: u64) -> impl Iterator<Item = BlockHash> {
+    let mut left = bits;
+    let stretches = std::iter::from_fn(move || {
+        let first = (left != 0).then(|| left.trailing_zeros())?;
+        let count = (left >> first).trailing_ones();
+        left &= !(low_bits(count as usize) << first);
+        Some(&all[first as usize..][..count as usize])
+    });
+    stretches.flatten().copied().map(BlockHash)
+}
 
-    /// The positions around `offset` that hold the first of `hashes` in their order or, as a tail that is
-    /// evicted block by block, in reverse: the first position and how many.
-    fn stretch(&self, offset: usize, hashes: &[u64]) -> (usize, usize) {
-        let count = self.hashes.common(offset, self.shape.len(), hashes);
-        if count > 1 {
-            return (offset, count);
-        }
-        let back = (0..=offset)
-            .rev()
-            .zip(hashes)
-            .take_while(|&(at, &hash)| self.hashes.get(at) == hash)
-            .count();
-        (offset + 1 - back, back)
+/// The positions around `offset` that hold the first of `hashes` in their order or, as a tail that is
+/// evicted block by block, in reverse: the first position and how many. `all` are the run's blocks.
+fn stretch(all: &[u64], offset: usize, hashes: &[u64]) -> (usize, usize) {
+    let equal = |&(one, other): &(&u64, &u64)| one == other;
+    let count = all[offset..].iter().zip(hashes).take_while(equal).count();
+    if count > 1 {
+        return (offset, count);
     }
+    let back = all[..=offset].iter().rev().zip(hashes);
+    let back = back.take_while(equal).count();
+    (offset + 1 - back, back)
 }

@@ -41,11 +41,13 @@ use blocks::Blocks;
 use holders::{Holders, Kind, Slot};
 use kvmesh_core::{BlockHash, SetDigest, Tier};
 use matches::Matches;
+use run::Place;
 use shuttle::{
     rand::{Rng, thread_rng},
     scheduler::RandomScheduler,
     thread,
 };
+use table::Table;
 
 /// Two prompts that part after some blocks.
 const PROMPTS: usize = 2;
@@ -125,8 +127,14 @@ impl Mesh {
         if !store && random.gen_bool(0.5) {
             numbers.reverse();
         }
+        let parent = from.checked_sub(1).map(|at| number(prompt, at));
+        self.make(engine, store, &numbers, parent);
+    }
+
+    /// Stores or removes these blocks of an engine.
+    fn make(&self, engine: usize, store: bool, numbers: &[usize], parent: Option<usize>) {
         let hashes: Vec<u64> = numbers.iter().copied().map(hash).collect();
-        self.note(engine, &numbers, |state| {
+        self.note(engine, numbers, |state| {
             state.busy = true;
             *(if store {
                 &mut state.stores
@@ -135,12 +143,12 @@ impl Mesh {
             }) += 1;
         });
         if store {
-            let parent = from.checked_sub(1).map(|at| hash(number(prompt, at)));
-            self.blocks.store(self.slots[engine], &hashes, parent);
+            let slot = self.slots[engine];
+            self.blocks.store(slot, &hashes, parent.map(hash));
         } else {
             self.blocks.remove(self.slots[engine], &hashes);
         }
-        self.note(engine, &numbers, |state| {
+        self.note(engine, numbers, |state| {
             state.busy = false;
             state.held = store;
         });
@@ -251,8 +259,80 @@ fn two_writers_beside_a_reader() {
     explore(400, || writers_and_a_reader(4, 2, 4));
 }
 
+/// A run's end goes while two engines that share its start store the same blocks behind it: one of them may find no room
+/// there and take another run, the other find room and then the blocks in that run.
+#[test]
+fn an_end_goes_while_two_go_on() {
+    explore(2_000, || {
+        let mesh = Arc::new(Mesh::new(3, 1 << 20));
+        let whole = |prompt| (0..LENGTH).map(move |at| number(prompt, at));
+        (0..3).for_each(|engine| {
+            mesh.make(engine, true, &(0..SHARED).collect::<Vec<_>>(), None);
+        });
+        mesh.make(2, true, &whole(0).collect::<Vec<_>>(), None);
+        let threads: Vec<_> = (0..3)
+            .map(|engine| {
+                let mesh = Arc::clone(&mesh);
+                let numbers: Vec<_> = match engine {
+                    2 => whole(0).skip(SHARED).collect(),
+                    _ => whole(1).collect(),
+                };
+                thread::spawn(move || mesh.make(engine, engine != 2, &numbers, None))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        mesh.check();
+    });
+}
+
 /// More entries in a run than lie beside it.
 #[test]
 fn many_engines_in_one_run() {
     explore(200, || writers_and_a_reader(12, 2, 12));
+}
+
+/// Blocks of one home, many of them behind it: those that stay are found whatever others do, and those that go are not.
+#[test]
+fn one_home_for_all() {
+    const RUNS: usize = 3;
+    fn blocks(run: usize) -> Vec<u64> {
+        (run * SHARED..(run + 1) * SHARED).map(hash).collect()
+    }
+    fn place(run: usize) -> Place {
+        Place::new(run as u32 + 1, 0)
+    }
+    fn add(table: &Table, run: usize) {
+        let (count, _) = table.insert(&blocks(run), &[], place(run), false, |_, _| false);
+        assert_eq!(count, SHARED);
+    }
+    fn has(table: &Table, run: usize) -> bool {
+        let found = |(at, &hash): (usize, &u64)| {
+            let here = |other| (other == place(run).behind(at)).then_some(());
+            table.find(hash, here).is_some()
+        };
+        blocks(run).iter().enumerate().all(found)
+    }
+    explore(400, || {
+        let table = Arc::new(Table::new(1));
+        (0..RUNS).for_each(|run| add(&table, run));
+        let threads: Vec<_> = (0..RUNS - 1)
+            .map(|run| {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    table.remove(&blocks(run), &[], place(run), false);
+                    add(&table, run);
+                    assert!(has(&table, run));
+                    table.remove(&blocks(run), &[], place(run), false);
+                    assert!(!has(&table, run));
+                })
+            })
+            .collect();
+        (0..4).for_each(|_| assert!(has(&table, RUNS - 1)));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        assert!(has(&table, RUNS - 1));
+    });
 }

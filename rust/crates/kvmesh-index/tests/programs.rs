@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used)] // a failing helper fails its test
 
+mod columns;
 mod reference;
 
 use std::collections::BTreeMap;
 
+use columns::{CLEARED, Columns, REMOVED};
 use kvmesh_core::{BlockHash, ErrorKind, SetDigest, Tier};
 use kvmesh_index::{HolderId, Matches, PrefixIndex};
 use proptest::{prelude::*, sample::Index};
@@ -42,6 +44,21 @@ enum Op {
     Match {
         blocks: Blocks,
     },
+    /// A batch as it comes over the wire.
+    Apply {
+        holder: Index,
+        events: Vec<Event>,
+    },
+    /// Goes on with what a snapshot brings back.
+    Restore,
+}
+
+/// In whatever tier: those that the holder cannot have are skipped.
+#[derive(Clone, Debug)]
+enum Event {
+    Stored(Tier, Blocks, Parent),
+    Removed(Tier, Blocks),
+    Cleared(Option<Tier>),
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +81,16 @@ enum Blocks {
         len: usize,
     },
     Any(Vec<u64>),
+}
+
+impl Parent {
+    fn of(&self, blocks: &Blocks) -> Option<u64> {
+        match self {
+            Parent::True => blocks.parent(),
+            Parent::None => None,
+            Parent::Wrong(hash) => Some(*hash),
+        }
+    }
 }
 
 impl Blocks {
@@ -135,6 +162,17 @@ fn op<S: Strategy<Value = Blocks> + 'static>(blocks: fn() -> S) -> impl Strategy
         1 => (holder(), prop::option::of(tier())).prop_map(|(holder, tier)| Op::Clear { holder, tier }),
         1 => holder().prop_map(|holder| Op::Drop { holder }),
         8 => blocks().prop_map(|blocks| Op::Match { blocks }),
+        6 => (holder(), prop::collection::vec(event(blocks), 0..5))
+            .prop_map(|(holder, events)| Op::Apply { holder, events }),
+        1 => Just(Op::Restore),
+    ]
+}
+
+fn event<S: Strategy<Value = Blocks>>(blocks: fn() -> S) -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (tier(), blocks(), parent()).prop_map(|(tier, of, parent)| Event::Stored(tier, of, parent)),
+        3 => (tier(), blocks()).prop_map(|(tier, of)| Event::Removed(tier, of)),
+        1 => prop::option::of(tier()).prop_map(Event::Cleared),
     ]
 }
 
@@ -142,7 +180,12 @@ fn op<S: Strategy<Value = Blocks> + 'static>(blocks: fn() -> S) -> impl Strategy
 struct Pair {
     index: PrefixIndex,
     model: Reference,
-    names: usize,
+    names: BTreeMap<u32, String>,
+    /// Holders that there ever were.
+    added: usize,
+    max_bytes: Option<usize>,
+    /// Whether blocks were forgotten at the cap, in whichever life of the index.
+    forgetful: bool,
     matches: Matches,
 }
 
@@ -152,7 +195,10 @@ impl Pair {
         let mut pair = Self {
             index,
             model: Reference::default(),
-            names: 0,
+            names: BTreeMap::new(),
+            added: 0,
+            max_bytes,
+            forgetful: false,
             matches: Matches::new(),
         };
         pair.run(&Op::AddEngine { node: Some(0) });
@@ -161,19 +207,76 @@ impl Pair {
     }
 
     fn add(&mut self, engine: bool, node: Option<u8>) {
-        let name = format!("holder-{}", self.names);
-        self.names += 1;
+        let name = format!("holder-{}", self.added);
+        self.added += 1;
         let node = node.map(|node| format!("node-{node}"));
         let id = if engine {
             self.index.add_engine(&name, node.as_deref())
         } else {
             self.index.add_store(&name, node.as_deref())
         };
-        let known = self
-            .model
-            .holders
-            .insert(id.unwrap().get(), Holder { engine, node });
+        let id = id.unwrap().get();
+        let known = self.model.holders.insert(id, Holder { engine, node });
         assert!(known.is_none(), "an id came twice");
+        self.names.insert(id, name);
+    }
+
+    fn tiers(&self, holder: u32) -> &'static [Tier] {
+        let Holder { engine, node } = &self.model.holders[&holder];
+        match (engine, node) {
+            (true, _) => &[Tier::Device],
+            (false, Some(_)) => &[Tier::Host, Tier::Nvme, Tier::Network],
+            (false, None) => &[Tier::Network],
+        }
+    }
+
+    fn apply(&mut self, id: u32, events: &[Event]) {
+        let name = self.names[&id].clone();
+        let mut batch = Columns {
+            holder: &name,
+            ..Columns::default()
+        };
+        // On the wire 0 is no tier, or all of them.
+        let number = |tier: Tier| tier as u64 + 1;
+        for event in events {
+            batch = match event {
+                Event::Stored(tier, blocks, parent) => {
+                    let (hashes, parent) = (blocks.hashes(), parent.of(blocks));
+                    if self.tiers(id).contains(tier) {
+                        self.model.store(id, &hashes, *tier);
+                    }
+                    batch.event(number(*tier), u64::from(parent.is_some()), parent, &hashes)
+                }
+                Event::Removed(tier, blocks) => {
+                    let hashes = blocks.hashes();
+                    self.model.remove(id, &hashes, *tier);
+                    batch.event(number(*tier), REMOVED, None, &hashes)
+                }
+                Event::Cleared(tier) => {
+                    self.model.clear(id, *tier);
+                    batch.event(tier.map_or(0, number), CLEARED, None, &[])
+                }
+            };
+        }
+        self.index.apply(&batch.bytes()).unwrap();
+    }
+
+    fn restore(&mut self) {
+        self.forgetful |= self.index.stats().forgotten > 0;
+        let copy = PrefixIndex::restore(&self.index.snapshot(), self.max_bytes).unwrap();
+        for &id in self.model.holders.keys() {
+            for tier in Tier::ALL {
+                let digest =
+                    |index: &PrefixIndex| index.digest(HolderId::from_raw(id), tier).unwrap();
+                let (before, after) = (digest(&self.index), digest(&copy));
+                if copy.stats().forgotten == 0 {
+                    assert_eq!(after, before);
+                } else {
+                    assert!(after.count <= before.count);
+                }
+            }
+        }
+        self.index = copy;
     }
 
     fn pick(&self, holder: &Index) -> Option<u32> {
@@ -192,21 +295,10 @@ impl Pair {
                 parent,
             } => {
                 let Some(id) = self.pick(holder) else { return };
-                let Holder { engine, node } = &self.model.holders[&id];
-                let tiers: &[Tier] = match (engine, node) {
-                    (true, _) => &[Tier::Device],
-                    (false, Some(_)) => &[Tier::Host, Tier::Nvme, Tier::Network],
-                    (false, None) => &[Tier::Network],
-                };
-                let tier = *tier.get(tiers);
+                let tier = *tier.get(self.tiers(id));
                 let hashes = blocks.hashes();
-                let parent = match parent {
-                    Parent::True => blocks.parent(),
-                    Parent::None => None,
-                    Parent::Wrong(hash) => Some(*hash),
-                };
                 self.index
-                    .store(HolderId::from_raw(id), &hashes, parent, tier)
+                    .store(HolderId::from_raw(id), &hashes, parent.of(blocks), tier)
                     .unwrap();
                 self.model.store(id, &hashes, tier);
             }
@@ -231,18 +323,24 @@ impl Pair {
                 let Some(id) = self.pick(holder) else { return };
                 self.index.drop_holder(HolderId::from_raw(id)).unwrap();
                 self.model.drop_holder(id);
+                self.names.remove(&id);
                 let error = self.index.clear(HolderId::from_raw(id), None).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::NotFound);
             }
             Op::Match { blocks } => {
                 let hashes = blocks.hashes();
                 let (found, truth) = (self.matches(&hashes), self.model.matches(&hashes));
-                if self.index.stats().forgotten == 0 {
-                    assert_eq!(found, truth);
-                } else {
+                if self.forgetful || self.index.stats().forgotten > 0 {
                     assert_less(&found, &truth);
+                } else {
+                    assert_eq!(found, truth);
                 }
             }
+            Op::Apply { holder, events } => {
+                let Some(id) = self.pick(holder) else { return };
+                self.apply(id, events);
+            }
+            Op::Restore => self.restore(),
         }
     }
 

@@ -2,70 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // a failing helper fails its test
 
+mod columns;
 mod prompts;
 
+use columns::{CLEARED, Columns, REMOVED};
 use kvmesh_core::{ErrorKind, Tier};
 use kvmesh_index::{Matches, PrefixIndex};
 use prompts::block;
 use proptest::prelude::*;
-
-const CLEARED: u64 = 3;
-
-/// A batch as protobuf writes it.
-#[derive(Clone, Default)]
-struct Columns {
-    holder: &'static str,
-    ops: Vec<u64>,
-    counts: Vec<u64>,
-    hashes: Vec<u64>,
-    parents: Vec<u64>,
-}
-
-fn varint(mut number: u64, out: &mut Vec<u8>) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-fn field(number: u64, bytes: &[u8], out: &mut Vec<u8>) {
-    varint((number << 3) | 2, out);
-    varint(bytes.len() as u64, out);
-    out.extend_from_slice(bytes);
-}
-
-impl Columns {
-    fn event(mut self, tier: u64, kind: u64, parent: Option<u64>, hashes: &[u64]) -> Self {
-        self.ops.push(tier * 4 + kind);
-        self.counts.push(hashes.len() as u64);
-        self.hashes.extend(hashes);
-        self.parents.extend(parent);
-        self
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        field(1, self.holder.as_bytes(), &mut out);
-        varint((2 << 3) | 1, &mut out); // incarnation, fixed64
-        out.extend_from_slice(&7u64.to_le_bytes());
-        varint(3 << 3, &mut out); // sequence
-        varint(300, &mut out);
-        for (number, column) in [(7, &self.ops), (8, &self.counts)] {
-            let mut packed = Vec::new();
-            column.iter().for_each(|&entry| varint(entry, &mut packed));
-            field(number, &packed, &mut out);
-        }
-        for (number, column) in [(9, &self.hashes), (10, &self.parents)] {
-            let packed: Vec<u8> = column
-                .iter()
-                .flat_map(|entry| entry.to_le_bytes())
-                .collect();
-            field(number, &packed, &mut out);
-        }
-        out
-    }
-}
 
 fn hashes(prompt: u64, len: u64) -> Vec<u64> {
     (0..len).map(|at| block(prompt, at)).collect()
@@ -98,7 +42,7 @@ fn a_batch_applies_in_order_and_skips_foreign_tiers() {
         .event(1, 1, Some(prompt[59]), &prompt[60..])
         .event(2, 0, None, &prompt) // an engine has no host tier
         .event(9, 0, None, &prompt) // nobody knows this one
-        .event(1, 2, None, &prompt[90..]);
+        .event(1, REMOVED, None, &prompt[90..]);
     index.apply(&batch.bytes()).unwrap();
     assert_eq!(depths(&index, &prompt), [[90; 4]]);
     let store = Columns {

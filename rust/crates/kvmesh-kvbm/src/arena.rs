@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstat, statvfs};
 
 use crate::copy;
 use crate::error::{Error, Result};
+use crate::pages;
 
 /// A mapped arena.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub struct Arena {
 impl Arena {
     /// Makes an arena of `bytes` in `dir`, which should be memory-backed.
     ///
-    /// All of it is allocated now (about half a second a GiB), so that no process can be killed later because memory
-    /// it was promised is not there.
+    /// All of it is allocated now (about a second a GiB), so that no process can be killed later because memory it was
+    /// promised is not there; in huge pages where `dir` grants them, on all NUMA nodes in turn.
     pub fn create(dir: &Path, bytes: u64) -> Result<Self> {
         let space = statvfs(dir).map_err(|error| Error::io("cannot use", dir)(error.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -40,12 +41,16 @@ impl Arena {
         }
         let file =
             tempfile::tempfile_in(dir).map_err(Error::io("cannot create the arena in", dir))?;
-        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::NOSPC) => return Err(no_space()),
-            Err(error) => return Err(Error::io("cannot allocate the arena in", dir)(error.into())),
+        let cannot = Error::io("cannot map the arena in", dir);
+        let arena = (file.set_len(bytes).and_then(|()| Self::map(file))).map_err(cannot)?;
+        pages::interleave(&arena.map);
+        let _ = pages::populate(&arena.map);
+        // Says what is wrong where that could not allocate all; allocates it where the kernel has no such call.
+        match fallocate(&arena.file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(arena),
+            Err(rustix::io::Errno::NOSPC) => Err(no_space()),
+            Err(error) => Err(Error::io("cannot allocate the arena in", dir)(error.into())),
         }
-        Self::map(file).map_err(Error::io("cannot map the arena in", dir))
     }
 
     /// Maps an arena made elsewhere.
@@ -56,12 +61,18 @@ impl Arena {
     fn map(file: File) -> io::Result<Self> {
         let bytes = fstat(&file)?.st_size as usize;
         let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+        pages::prefer_huge(&map);
         Ok(Self { file, map })
     }
 
     /// Bytes of the arena.
     pub fn bytes(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// Those of them that are in huge pages. Not for use on a hot path.
+    pub fn huge_bytes(&self) -> u64 {
+        pages::huge_bytes(&self.map)
     }
 
     /// Where it is mapped in this process, for transfers into slots the caller owns.

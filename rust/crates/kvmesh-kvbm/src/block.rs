@@ -125,6 +125,11 @@ impl Lease {
         &self.slots
     }
 
+    /// The name of block `index`.
+    pub fn digest(&self, index: usize) -> Digest {
+        self.chain[index]
+    }
+
     /// Copies segments of block `index` to `out`, verified; a block that fails is dropped by its tier.
     pub fn read(&self, index: usize, segments: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.tier.read(self.slots[index], segments, out)

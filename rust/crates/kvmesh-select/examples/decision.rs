@@ -42,6 +42,8 @@ fn main() {
         let mut selector = Selector::new(Config {
             block_tokens: BLOCK_TOKENS,
             gather_ms: 0.0,
+            // As the service has it.
+            explained: 16,
             ..Config::default()
         });
         let spec = |key| WorkerSpec {

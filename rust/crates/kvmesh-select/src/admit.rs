@@ -178,11 +178,13 @@ impl Selector {
             return Some(now);
         }
         let most = self.config.admission.backlog_ms;
+        // One that has time already waits for something else: for blocks, or for a half of its pool.
         let over = self
             .prefilling()
-            .map(|worker| worker.queue.backlog_ms(now) - most);
+            .map(|worker| worker.queue.backlog_ms(now) - most)
+            .filter(|&ms| ms > 0.0);
         let soonest = over.fold(f64::INFINITY, f64::min);
-        (soonest > 0.0 && soonest.is_finite()).then(|| now + soonest.max(SOONEST_MS))
+        soonest.is_finite().then(|| now + soonest.max(SOONEST_MS))
     }
 
     /// When the time of the first held request is over.

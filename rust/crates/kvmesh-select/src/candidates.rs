@@ -12,8 +12,15 @@ use crate::{
     worker::Worker,
 };
 
-/// By pool, the decode worker that any of its prefill workers would be paired with.
-type Partners = SmallVec<[(u32, Candidate); 1]>;
+/// The decode worker that any prefill worker of a pool would be paired with.
+struct Partner {
+    pool: u32,
+    half: Candidate,
+    /// The factor of its best link, which its transfer is counted by.
+    link: f64,
+}
+
+type Partners = SmallVec<[Partner; 1]>;
 
 /// What is the same for all workers in one decision.
 struct Common {
@@ -27,8 +34,9 @@ struct Common {
 impl Selector {
     /// Fills the scratch with a request's candidates and their terms; none when nothing can take it.
     ///
-    /// A decode partner's cost does not depend on the prefill worker, so the policy chooses it first and every
-    /// prefill worker is paired with it: the cost of a decision grows with the workers, not with the pairs.
+    /// But for uneven links a decode partner's cost does not depend on the prefill worker, so the policy chooses it first, by
+    /// its best link, and every prefill worker is paired with it: the cost of a decision grows with the workers, not with
+    /// the pairs.
     pub(crate) fn candidates(
         &mut self,
         request: &Request,
@@ -38,10 +46,17 @@ impl Selector {
         self.find(request, context);
         let common = self.common(request, context.now);
         let mut partners: Partners = SmallVec::new();
+        self.scratch.rejected.clear();
+        let mut workers = self.workers.iter().flatten();
+        self.scratch.uneven =
+            policy == PolicyName::Kv && workers.any(|worker| worker.links.are_uneven());
         for pool in self.pools(request) {
             self.partners(request, pool, &common, context.now);
             let at = self.choose(request, policy, true, context);
-            partners.push((pool, self.scratch.partners[at]));
+            let half = self.scratch.partners[at];
+            let link = self.scratch.links[at];
+            partners.push(Partner { pool, half, link });
+            self.reject(pool, at);
         }
         self.rate(request, &common, &partners, context.now);
     }
@@ -113,12 +128,15 @@ impl Selector {
     fn partners(&mut self, request: &Request, pool: u32, common: &Common, now: f64) {
         let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
         self.scratch.partners.clear();
+        self.scratch.links.clear();
         for worker in self.workers.iter().flatten() {
             if worker.role != Role::Decode || worker.pool != pool || !worker.takes(request) {
                 continue;
             }
             let rates = &self.rates[worker.class];
             let seat = Seat::new(now, worker, rates, self.leases.slots(worker.id));
+            let link = self.best_link(worker, request);
+            self.scratch.links.push(link);
             self.scratch.partners.push(Candidate {
                 prefill: worker.id,
                 decode: worker.id,
@@ -126,12 +144,26 @@ impl Selector {
                 requests: seat.slots.requests,
                 cached: [0; 4],
                 terms: Terms {
-                    transfer: worker.slower * rates.transfer_ms(request.prompt_tokens),
-                    decode: seat.decode_cost(prices, common.new_blocks, block_tokens),
+                    transfer: link * worker.slower * rates.transfer_ms(request.prompt_tokens),
+                    decode: seat.decode_cost(prices, common.new_blocks, block_tokens)
+                        + seat.joining_cost(prices, common.new_blocks),
                     ..Terms::default()
                 },
             });
         }
+    }
+
+    /// The factor of the fastest link to a decode worker that a request could take.
+    fn best_link(&self, decode: &Worker, request: &Request) -> f64 {
+        if !decode.links.are_uneven() {
+            return 1.0;
+        }
+        let workers = self.workers.iter().flatten();
+        let prefills = workers
+            .filter(|one| one.role == Role::Prefill && one.pool == decode.pool)
+            .filter(|one| one.takes(request));
+        let best = prefills.map(|one| decode.links.factor(one.id));
+        best.reduce(f64::min).unwrap_or(1.0)
     }
 
     fn rate(&mut self, request: &Request, common: &Common, partners: &Partners, now: f64) {
@@ -153,11 +185,15 @@ impl Selector {
             let seat = Seat::new(now, worker, rates, self.leases.slots(worker.id));
             let (decode, transfer, decode_cost): (WorkerId, f64, f64) =
                 if worker.role == Role::Prefill {
-                    let Some((_, partner)) = partners.iter().find(|(pool, _)| *pool == worker.pool)
+                    let Some(Partner { half, link, .. }) =
+                        partners.iter().find(|one| one.pool == worker.pool)
                     else {
                         continue;
                     };
-                    (partner.decode, partner.terms.transfer, partner.terms.decode)
+                    let decode = self.workers[half.decode.index as usize].as_ref();
+                    let slower = decode.map_or(1.0, |one| one.links.factor(worker.id) / link);
+                    let transfer = slower * half.terms.transfer;
+                    (half.decode, transfer, half.terms.decode)
                 } else {
                     let cost = seat.decode_cost(prices, common.new_blocks, block_tokens);
                     (worker.id, 0.0, cost)

@@ -67,10 +67,9 @@ impl Selector {
         let found = !self.scratch.candidates.is_empty();
         let chosen = found.then(|| {
             let at = self.choose(request, policy, false, &mut own);
-            let same =
-                |one: &&Candidate| (one.prefill, one.decode) == (winner.prefill, winner.decode);
+            let mut candidates = self.scratch.candidates.iter();
             // With another decode worker: as it was predicted when it was chosen.
-            let live = self.scratch.candidates.iter().find(same).unwrap_or(winner);
+            let live = candidates.find(|one| one.is_as(winner)).unwrap_or(winner);
             Shadowed {
                 policy,
                 choice: self.scratch.candidates[at],

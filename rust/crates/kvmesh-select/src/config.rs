@@ -15,8 +15,8 @@ pub struct Config {
     pub joint: bool,
     /// Milliseconds that a joint plan waits for others after the first request, so that a burst is planned as one.
     pub gather_ms: f64,
-    /// Whether placements carry all candidates.
-    pub explain: bool,
+    /// Of lowest cost, so many candidates are what placements carry; of requests that ask, all.
+    pub explained: usize,
     /// A lease of which nothing is heard for so many milliseconds is reclaimed.
     pub lease_ttl_ms: f64,
     /// What cost is worth to others.
@@ -33,7 +33,7 @@ impl Default for Config {
             temperature: 0.0,
             joint: true,
             gather_ms: 0.2,
-            explain: false,
+            explained: 0,
             lease_ttl_ms: 30_000.0,
             prices: Prices::default(),
             admission: Admission::default(),

@@ -112,6 +112,18 @@ impl<'a> Seat<'a> {
         self.backlog_ms.max(0.5 * self.step_ms)
     }
 
+    /// What streams here lose by one more among them, which was computed elsewhere: what it adds to each step, for as long as
+    /// the time between its own tokens counts.
+    pub fn joining_cost(&self, prices: &Prices, new_blocks: u32) -> f64 {
+        let step = |requests: u32, blocks: u64| {
+            let share = blocks as f64 / f64::from(self.worker.blocks);
+            self.rates.decode_ms(requests, share.min(1.0))
+        };
+        let (others, blocks) = (self.slots.requests, self.slots.blocks);
+        let more = step(others + 1, blocks + u64::from(new_blocks)) - step(others, blocks);
+        self.worker.slower * prices.stream * f64::from(others) * prices.token * more
+    }
+
     /// What generating here will cost the request: its time between tokens; and, where its blocks do not fit,
     /// those of others that have to be computed again.
     pub fn decode_cost(&self, prices: &Prices, new_blocks: u32, block_tokens: u32) -> f64 {

@@ -5,6 +5,7 @@ use rand::{Rng, RngCore};
 use crate::{
     choose::choose,
     cost::Seat,
+    explain::Weighed,
     held::Held,
     policy::PolicyName,
     queue::Waiting,
@@ -46,12 +47,13 @@ impl Selector {
         at
     }
 
-    /// Takes a lease out for one of a request's candidates, which are in the scratch where they are to be explained. It
-    /// `joins` the pass of the prompt placed there before it, if so planned.
+    /// Takes a lease out for one of a request's candidates; `weighed` are those that its placement carries. It `joins` the
+    /// pass of the prompt placed there before it, if so planned.
     pub(crate) fn dispatch(
         &mut self,
         held: Held,
         winner: Candidate,
+        weighed: Weighed,
         joins: bool,
         context: &mut Context<'_>,
     ) {
@@ -86,31 +88,16 @@ impl Selector {
         self.note_misses(&request, cached / self.config.block_tokens);
         self.speculation.add(lease, winner.prefill, request.blocks);
         let policy = request.policy.unwrap_or(self.config.policy);
-        let (candidates, costs) = match self.config.explain || request.explain {
-            true => self.explained(policy),
-            false => (Vec::new(), Vec::new()),
-        };
         context.placed.push(Placed {
             request: request.id,
             lease,
             winner,
             policy,
-            candidates,
-            costs,
+            candidates: weighed.candidates,
+            costs: weighed.costs,
             held_ms: context.now - since,
             shadows,
         });
-    }
-
-    /// The candidates in the scratch and a policy's costs of them.
-    pub(crate) fn explained(&self, policy: PolicyName) -> (Vec<Candidate>, Vec<f64>) {
-        let candidates = self.scratch.candidates.clone();
-        let costs = match policy {
-            // A plan has no costs of its own.
-            PolicyName::Kv => candidates.iter().map(|one| one.terms.total()).collect(),
-            _ => self.scratch.costs.clone(),
-        };
-        (candidates, costs)
     }
 
     fn new_lease(&self, chance: &mut dyn RngCore) -> u64 {

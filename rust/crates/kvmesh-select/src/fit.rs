@@ -72,7 +72,8 @@ impl Quality {
     /// Discount of the past by each observation, once there are as many.
     const KEEP: f64 = 0.98;
 
-    fn observe(&mut self, error: f64) {
+    /// Takes a relative error in.
+    pub(crate) fn observe(&mut self, error: f64) {
         self.count += 1;
         let step = (1.0 / self.count as f64).max(1.0 - Self::KEEP);
         self.error += step * (error - self.error);
@@ -86,6 +87,9 @@ impl<const N: usize> Fit<N> {
     pub const TRUST: f64 = 0.3;
     /// Pull of the prior: the square of an observation's relative error, some 0.2, over that of a prior coefficient, 0.5.
     pub const PRIOR: f64 = 0.16;
+
+    /// Times its prior at which a measured coefficient shows that the prior was of another order.
+    const FAR: f64 = 10.0;
 
     /// Starts at `prior`. `floor` is, for each coefficient, the size below which a difference means nothing;
     /// it sets how freely one may move whose prior is 0.
@@ -154,6 +158,12 @@ impl<const N: usize> Fit<N> {
             }
         }
         fit.solve();
+        // A prior pulls in proportion to its own size: one that is a hundred times too small holds its coefficient halfway
+        // even so, and what it has given way to takes its place.
+        if (0..N).any(|i| fit.coefficients[i] > Self::FAR * fit.prior[i].max(fit.floor[i])) {
+            fit.prior = fit.coefficients;
+            fit.solve();
+        }
         *self = Self::new(fit.coefficients, self.floor);
     }
 

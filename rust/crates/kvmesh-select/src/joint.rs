@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     cost::{Cached, Seat},
+    explain::Weighed,
     held::{Held, Sheet},
     plan::{Entry, Own, Plan},
     policy::PolicyName,
@@ -28,6 +29,15 @@ const MOST_ENTRIES: usize = 2_048;
 const SLACK_MS: f64 = 10.0;
 /// Milliseconds between two looks that nothing caused.
 pub(crate) const SOONEST_MS: f64 = 1.0;
+
+/// A request that a free worker should begin with.
+struct First {
+    /// Its position in the waitlist.
+    item: usize,
+    winner: Candidate,
+    /// What it was chosen from, when the plan was made.
+    weighed: Weighed,
+}
 
 impl Selector {
     /// When [`Selector::tick`] is due, should nothing happen before; None when no request is held.
@@ -47,13 +57,21 @@ impl Selector {
         if self.gathering.is_some() {
             return self.gathering;
         }
-        // A worker that is free already was passed over on purpose.
+        // A worker that is free already was passed over on purpose: who joins or leaves has a plan made at once.
         let busy = self.prefilling().map(|worker| worker.queue.backlog_ms(now));
         let next = busy
             .filter(|&ms| ms > SLACK_MS)
             .fold(f64::INFINITY, f64::min);
         next.is_finite()
             .then(|| now + (next - SLACK_MS).max(SOONEST_MS))
+    }
+
+    /// Has the next look make a plan for what is held: what passed free workers over did so with others in view than there
+    /// are now.
+    pub(crate) fn plan_anew(&mut self) {
+        if !self.waitlist.is_empty() {
+            self.gathering.get_or_insert(0.0);
+        }
     }
 
     /// Requests that plans hold at most.
@@ -82,7 +100,10 @@ impl Selector {
             }
             let at = self.choose(&first.request, PolicyName::Kv, false, context);
             let winner = self.scratch.candidates[at];
-            self.dispatch(first, winner, false, context);
+            let weighed = self
+                .weighed(&first.request)
+                .with(&winner, self.scratch.costs[at]);
+            self.dispatch(first, winner, weighed, false, context);
             self.waitlist.let_pass(urgency, 1, aging);
         }
     }
@@ -117,7 +138,7 @@ impl Selector {
     }
 
     /// What free workers should begin with, of the most urgent class for which that is anything; and how urgent it is.
-    fn firsts(&mut self, context: &mut Context<'_>) -> Option<(i32, Vec<(usize, Candidate)>)> {
+    fn firsts(&mut self, context: &mut Context<'_>) -> Option<(i32, Vec<First>)> {
         let classes = self.waitlist.classes(self.config.admission.aging);
         classes.into_iter().find_map(|(urgency, items)| {
             let firsts = match items[..] {
@@ -128,34 +149,33 @@ impl Selector {
         })
     }
 
-    /// Places requests by their positions in the waitlist; those of one worker follow each other and share a pass.
-    fn begin(&mut self, firsts: Vec<(usize, Candidate)>, context: &mut Context<'_>) {
-        let mut positions: Vec<usize> = firsts.iter().map(|&(item, _)| item).collect();
+    /// Places requests that are in the waitlist; those of one worker follow each other and share a pass.
+    fn begin(&mut self, firsts: Vec<First>, context: &mut Context<'_>) {
+        let mut positions: Vec<usize> = firsts.iter().map(|first| first.item).collect();
         positions.sort_unstable();
         let mut taken: FxHashMap<usize, Held> = FxHashMap::default();
         for &item in positions.iter().rev() {
             taken.insert(item, self.waitlist.remove(item));
         }
         let mut before = None;
-        for (item, planned) in firsts {
-            let Some(held) = taken.remove(&item) else {
+        for first in firsts {
+            let Some(held) = taken.remove(&first.item) else {
                 continue;
             };
-            let joins = before == Some(planned.prefill);
-            before = Some(planned.prefill);
-            let mut winner = planned;
-            if joins || self.config.explain || held.request.explain {
+            let (mut winner, mut weighed) = (first.winner, first.weighed);
+            let joins = before == Some(winner.prefill);
+            before = Some(winner.prefill);
+            if joins {
                 // What came before in the pass may have brought a prefix that it shares.
                 self.candidates(&held.request, PolicyName::Kv, context);
-                let here = |candidate: &&Candidate| candidate.prefill == planned.prefill;
-                winner = *self
-                    .scratch
-                    .candidates
-                    .iter()
-                    .find(here)
-                    .unwrap_or(&planned);
+                let mut candidates = self.scratch.candidates.iter();
+                let here = candidates.find(|candidate| candidate.prefill == winner.prefill);
+                winner = *here.unwrap_or(&winner);
+                weighed = self
+                    .weighed_planned(&held.request)
+                    .with(&winner, winner.terms.total());
             }
-            self.dispatch(held, winner, joins, context);
+            self.dispatch(held, winner, weighed, joins, context);
         }
     }
 
@@ -170,7 +190,7 @@ impl Selector {
     }
 
     /// As [`Self::plan`] does, for a request alone in its class: where it costs least, if that worker is free.
-    fn plan_one(&mut self, item: usize, context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+    fn plan_one(&mut self, item: usize, context: &mut Context<'_>) -> Vec<First> {
         let request = std::mem::take(&mut self.waitlist.get_mut(item).request);
         self.candidates(&request, PolicyName::Kv, context);
         let mut first = Vec::new();
@@ -179,15 +199,20 @@ impl Selector {
             let winner = self.scratch.candidates[at];
             let worker = self.worker(winner.prefill);
             if worker.is_some_and(|worker| worker.queue.backlog_ms(context.now) <= SLACK_MS) {
-                first.push((item, winner));
+                let weighed = self.weighed(&request).with(&winner, self.scratch.costs[at]);
+                first.push(First {
+                    item,
+                    winner,
+                    weighed,
+                });
             }
         }
         self.waitlist.get_mut(item).request = request;
         first
     }
 
-    /// What each free worker should begin with of a class: positions in the waitlist, with their candidates.
-    fn plan(&mut self, class: &[usize], context: &mut Context<'_>) -> Vec<(usize, Candidate)> {
+    /// What each free worker should begin with of a class.
+    fn plan(&mut self, class: &[usize], context: &mut Context<'_>) -> Vec<First> {
         let mut columns: Vec<WorkerId> = self.prefilling().map(|worker| worker.id).collect();
         // Of equal workers a plan takes the first.
         columns.shuffle(&mut *context.chance);
@@ -202,6 +227,7 @@ impl Selector {
         let mut candidates = std::mem::take(&mut self.scratch.planned);
         candidates.clear();
         let mut begins = Vec::with_capacity(items + 1);
+        let mut weighed = Vec::with_capacity(items);
         for (item, &position) in class.iter().enumerate() {
             let request = std::mem::take(&mut self.waitlist.get_mut(position).request);
             self.candidates(&request, PolicyName::Kv, context);
@@ -211,6 +237,7 @@ impl Selector {
             }
             begins.push(candidates.len());
             candidates.extend_from_slice(&self.scratch.candidates);
+            weighed.push(self.weighed_planned(&request));
             self.waitlist.get_mut(position).request = request;
         }
         let seats: Vec<Seat<'_>> = columns
@@ -259,12 +286,18 @@ impl Selector {
         let mut firsts = Vec::new();
         for (column, pass) in passes.iter().enumerate() {
             if backlogs[column] <= SLACK_MS {
-                let candidate = |&item: &usize| {
+                let first = |&item: &usize| {
                     let of_item = &candidates[begins[item]..begins[item + 1]];
                     let here = |candidate: &&Candidate| candidate.prefill == columns[column];
-                    Some((class[item], *of_item.iter().find(here)?))
+                    let winner = *of_item.iter().find(here)?;
+                    Some(First {
+                        item: class[item],
+                        winner,
+                        weighed: std::mem::take(&mut weighed[item])
+                            .with(&winner, winner.terms.total()),
+                    })
                 };
-                firsts.extend(pass.iter().filter_map(candidate));
+                firsts.extend(pass.iter().filter_map(first));
             }
         }
         self.scratch.planned = candidates;

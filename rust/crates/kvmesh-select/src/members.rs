@@ -1,6 +1,7 @@
 //! The selector's workers: who they are, what they have cached, and what was learned of them.
 
 use crate::{
+    fit::Quality,
     rates::{ClassRates, Law},
     selector::Selector,
     slots::Slots,
@@ -9,7 +10,7 @@ use crate::{
 };
 
 impl Selector {
-    /// Adds a worker.
+    /// Adds a worker. What is held may go there at once: [`Selector::wakes_at`] says so.
     pub fn add_worker(&mut self, spec: &WorkerSpec) -> WorkerId {
         let vacant = self.workers.iter().position(Option::is_none);
         let index = vacant.unwrap_or(self.workers.len());
@@ -31,16 +32,22 @@ impl Selector {
             None => self.workers.push(Some(worker)),
         }
         self.leases.admit(id);
+        self.plan_anew();
         id
     }
 
-    /// Forgets a worker. Leases on it live on, without weight; what is held is placed elsewhere.
+    /// Forgets a worker. Leases on it live on, without weight; what is held is placed elsewhere, at once where there is
+    /// room: [`Selector::wakes_at`] says so.
     pub fn remove_worker(&mut self, id: WorkerId) {
         if self.worker(id).is_some() {
             self.workers[id.index as usize] = None;
             self.evictions_changed += 1;
             self.leases.forget(id);
             self.speculation.forget(id);
+            for worker in self.workers.iter_mut().flatten() {
+                worker.links.forget(id);
+            }
+            self.plan_anew();
         }
     }
 
@@ -89,9 +96,20 @@ impl Selector {
         }
     }
 
-    /// The factor by which a worker is slower than its class, as far as that is believed; None for an unknown worker.
-    pub fn slowness(&self, id: WorkerId) -> Option<f64> {
-        self.worker(id).map(|worker| worker.slower)
+    /// The factor by which a worker is slower than its class, as far as that is believed, and how well it has held; None for
+    /// an unknown worker.
+    pub fn pace(&self, id: WorkerId) -> Option<(f64, Quality)> {
+        self.worker(id)
+            .map(|worker| (worker.slower, worker.pace.quality()))
+    }
+
+    /// The links by which a decode worker has received KV, in the order of their prefill workers: the other end, the factor
+    /// by which transfers take longer there than its class takes, as far as that is believed, and how well it has held.
+    pub fn links(&self, id: WorkerId) -> Vec<(WorkerId, f64, Quality)> {
+        let known = self.worker(id).map(|worker| worker.links.known());
+        let mut links: Vec<_> = known.into_iter().flatten().collect();
+        links.sort_unstable_by_key(|&(from, ..)| from);
+        links
     }
 
     /// For simulations of bad measurements: durations that this worker's reports imply are misread by a factor.

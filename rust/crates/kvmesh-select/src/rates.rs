@@ -60,8 +60,6 @@ pub struct ClassRates {
     transfer: Fit<2>,
     /// A token's KV from host, nvme, network.
     tiers: Fit<3>,
-    /// Whether a worker's measurements replaced the guess.
-    probed: bool,
 }
 
 // Starting points of the order a mid-range accelerator shows with a model of some 8 B parameters; a probe or the first
@@ -104,14 +102,26 @@ impl Default for ClassRates {
             decode: Fit::new(DECODE, [1.0, 1e-2, 1.0]),
             transfer: Fit::new(TRANSFER, [0.1, 1e-4]),
             tiers: Fit::new(TIERS, [1e-4; 3]),
-            probed: false,
         }
     }
 }
 
 impl ClassRates {
-    /// Takes a worker's probe in: measurements of a class without any replace the guess, others are observations.
+    /// Takes a worker's probe in, law by law, since prefill and decode engines measure different ones: where a law is
+    /// still the guess, measurements replace it; where anything is known, they are observations as others are.
     pub fn probe(&mut self, probe: &Probe, pass_tokens: u32) {
+        fn learn<const N: usize>(
+            fit: &mut Fit<N>,
+            guess: &Fit<N>,
+            points: impl ExactSizeIterator<Item = ([f64; N], f64)>,
+        ) {
+            if points.len() > 0 && fit == guess {
+                fit.measured(points);
+            } else {
+                points.for_each(|(features, ms)| fit.observe(&features, ms));
+            }
+        }
+        let guess = Self::default();
         let prefill = probe
             .prefill
             .iter()
@@ -124,16 +134,9 @@ impl ClassRates {
             .transfer
             .iter()
             .map(|&(tokens, ms)| ([1.0, f64::from(tokens)], ms));
-        if self.probed {
-            prefill.for_each(|(features, ms)| self.prefill.observe(&features, ms));
-            decode.for_each(|(features, ms)| self.decode.observe(&features, ms));
-            transfer.for_each(|(features, ms)| self.transfer.observe(&features, ms));
-        } else if !probe.prefill.is_empty() {
-            self.prefill.measured(prefill);
-            self.decode.measured(decode);
-            self.transfer.measured(transfer);
-            self.probed = true;
-        }
+        learn(&mut self.prefill, &guess.prefill, prefill);
+        learn(&mut self.decode, &guess.decode, decode);
+        learn(&mut self.transfer, &guess.transfer, transfer);
     }
 
     /// What is known: each law's name, its coefficients by name (ms), and how well it holds.
@@ -216,53 +219,6 @@ impl ClassRates {
     }
 }
 
-/// How much slower one worker is than its class.
-///
-/// Small differences between equal workers do harm: requests whose prefix is cached nowhere all go to the one that
-/// seems fastest. So a worker's own mean log ratio, shrunk towards 0 as with [`Pace::PRIOR`] observations of
-/// no difference, counts not at all below [`Pace::IGNORED`], fully above [`Pace::BELIEVED`], and in part between
-/// (firm thresholding: Gao and Bruce, "WaveShrink with firm shrinkage", 1997).
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Pace {
-    sum: f64,
-    weight: f64,
-}
-
-impl Pace {
-    /// Discount of the past by each observation.
-    pub const KEEP: f64 = 0.9;
-    /// Observations of no difference that it starts with, and keeps.
-    pub const PRIOR: f64 = 2.0;
-    /// Log ratio below which a difference is noise: a factor of 1.5.
-    pub const IGNORED: f64 = 0.405;
-    /// Log ratio above which a difference is real: a factor of 2.
-    pub const BELIEVED: f64 = 0.693;
-    /// One observation says no more than this: a factor of 8.
-    const LOUDEST: f64 = 2.08;
-
-    /// Learns that work expected to take `expected` ms took `actual`.
-    pub fn observe(&mut self, expected: f64, actual: f64) {
-        if expected > 0.0 && actual > 0.0 && actual.is_finite() {
-            let ratio = (actual / expected)
-                .ln()
-                .clamp(-Self::LOUDEST, Self::LOUDEST);
-            self.sum = self.sum * Self::KEEP + ratio;
-            self.weight = self.weight * Self::KEEP + 1.0;
-        }
-    }
-
-    /// The factor on its class' durations.
-    pub fn factor(&self) -> f64 {
-        let mean = self.sum / (self.weight + Self::PRIOR);
-        let size = mean.abs();
-        if size <= Self::IGNORED {
-            return 1.0;
-        }
-        let part = (size - Self::IGNORED) / (Self::BELIEVED - Self::IGNORED);
-        (mean * part.min(1.0)).exp()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,25 +231,6 @@ mod tests {
         let reach = 4_000.0 * 1_000.0 + 4_000.0 * 5_000.0 + 2_000.0 * 9_000.0;
         assert_eq!(work.features, [3.0, 10_000.0, squares, reach]);
         assert_eq!(Work::of(0, 0, 4_000).features, [0.0; 4]);
-    }
-
-    #[test]
-    fn a_pace_ignores_small_differences_and_believes_large_ones() {
-        for (ratio, low, high) in [(1.3, 1.0, 1.0), (0.7, 1.0, 1.0), (5.0, 3.5, 5.0)] {
-            let mut pace = Pace::default();
-            for _ in 0..50 {
-                pace.observe(100.0, 100.0 * ratio);
-            }
-            let factor = pace.factor();
-            assert!((low..=high).contains(&factor), "{ratio}: {factor}");
-        }
-        let mut pace = Pace::default();
-        pace.observe(100.0, 500.0);
-        assert!(pace.factor() < 2.0, "one observation proves nothing");
-        for _ in 0..4 {
-            pace.observe(100.0, 500.0);
-        }
-        assert!(pace.factor() > 2.5);
     }
 
     #[test]
@@ -316,5 +253,27 @@ mod tests {
                 "{n}: {predicted}"
             );
         }
+    }
+
+    #[test]
+    fn the_halves_of_a_class_probe_what_they_do() {
+        let mut rates = ClassRates::default();
+        let of = |prefill, decode| Probe {
+            prefill,
+            decode,
+            ..Probe::default()
+        };
+        let decode = vec![(1, 0.0, 60.0), (8, 0.0, 95.0)];
+        rates.probe(&of(vec![], decode.clone()), 512);
+        assert!((rates.decode_ms(8, 0.0) / 95.0 - 1.0).abs() < 0.05);
+        let prefill = vec![(64, 0, 150.0), (256, 0, 510.0)];
+        rates.probe(&of(prefill, vec![]), 512);
+        assert!((rates.prefill_ms(&Work::of(128, 0, 512)) / 270.0 - 1.0).abs() < 0.05);
+        assert!((rates.decode_ms(8, 0.0) / 95.0 - 1.0).abs() < 0.05);
+        // A second worker, which was disturbed while it measured, is heard as one of two.
+        let disturbed = decode.iter().map(|&(n, share, ms)| (n, share, 3.0 * ms));
+        rates.probe(&of(vec![], disturbed.collect()), 512);
+        let pooled = rates.decode_ms(8, 0.0);
+        assert!((95.0..2.0 * 95.0).contains(&pooled), "{pooled}");
     }
 }

@@ -4,11 +4,22 @@ use crate::{
     cost::Seat,
     selector::Selector,
     slots::{Lease, Progress},
-    types::WorkerId,
+    types::{Role, WorkerId},
 };
 
-/// Shorter streams say little of the time between tokens.
+/// Fewer say little of the time between tokens.
 const STREAM_TOKENS: u32 = 16;
+
+/// A stream, or one that begins when its KV has been moved.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Stream {
+    /// When it began, or the moving did.
+    since: f64,
+    /// What its worker had spent on prompts when it began; None while KV is moved.
+    busy: Option<f64>,
+    /// When its tokens were last counted, and how many there were.
+    counted: (f64, u32),
+}
 
 impl Selector {
     /// Renews a lease and takes note of what it reached; whether that is more than before. None for one that is not
@@ -33,15 +44,24 @@ impl Selector {
         }
         if moved {
             self.observe_transfer(&before, moved_ms);
+            self.observe_link(now, &before, moved_ms);
             self.begin_stream(now, lease, before.decode);
         } else if split && changed.prefilled && !changed.first_token {
             // The transfer begins; the stream does when it ends.
-            self.streams.insert(lease, (now, f64::NAN));
+            let moving = Stream {
+                since: now,
+                busy: None,
+                counted: (now, 0),
+            };
+            self.streams.insert(lease, moving);
         } else if split && changed.first_token && !changed.prefilled {
             self.transferred(now, lease, &before);
             self.begin_stream(now, lease, before.decode);
         } else if changed.prefilled {
             self.begin_stream(now, lease, before.decode);
+        } else {
+            let streams = self.leases.slots(before.decode).streams;
+            self.count_steps(now, lease, before.decode, progress.output_tokens, streams);
         }
         Some(changed.prefilled || changed.first_token)
     }
@@ -54,13 +74,14 @@ impl Selector {
                 worker.queue.withdraw(now, lease);
             }
         }
-        let begun = self
-            .streams
-            .remove(&lease)
-            .filter(|(_, busy)| !busy.is_nan());
+        // It streamed until now.
+        let streams = self.leases.slots(ended.decode).streams + 1;
+        self.count_steps(now, lease, ended.decode, ended.output_tokens, streams);
         let tokens = ended.output_tokens.saturating_sub(1);
-        if let (Some((since, busy)), true) = (begun, tokens >= STREAM_TOKENS) {
-            self.learn_step(now - since, busy, tokens, ended.decode);
+        if let (Some(stream), true) = (self.streams.remove(&lease), tokens >= STREAM_TOKENS) {
+            if let Some(busy) = stream.busy {
+                self.learn_step(now - stream.since, busy, tokens, ended.decode, streams);
+            }
         }
     }
 
@@ -88,14 +109,25 @@ impl Selector {
     }
 
     fn transferred(&mut self, now: f64, lease: u64, before: &Lease) {
-        if let Some(&(since, busy)) = self.streams.get(&lease) {
-            if busy.is_nan() {
-                self.observe_transfer(before, now - since);
-            }
+        let moving = self.streams.get(&lease).filter(|one| one.busy.is_none());
+        if let Some(&Stream { since, .. }) = moving {
+            self.observe_transfer(before, now - since);
+        }
+    }
+
+    /// What a transfer took, as the engines measured it: what is found from reports has waiting in it, which is no link's.
+    fn observe_link(&mut self, now: f64, before: &Lease, ms: f64) {
+        let place = self.workers.get_mut(before.decode.index as usize);
+        let worker = place.and_then(Option::as_mut);
+        if let Some(worker) = worker.filter(|worker| worker.id == before.decode) {
+            let rates = &self.rates[worker.class];
+            let expected = worker.slower * rates.transfer_ms(before.prompt_tokens);
+            worker.links.observe(now, before.prefill, expected, ms);
         }
     }
 
     fn observe_transfer(&mut self, before: &Lease, ms: f64) {
+        // Whole, also over a slow link, which is an outlier among others: a class that is known badly is no link's fault.
         if let Some(class) = self.worker(before.decode).map(|worker| worker.class) {
             self.rates[class].observe_transfer(before.prompt_tokens, ms);
         }
@@ -103,19 +135,58 @@ impl Selector {
 
     fn begin_stream(&mut self, now: f64, lease: u64, decode: WorkerId) {
         if let Some(worker) = self.worker(decode) {
-            let busy = worker.busy_ms;
-            self.streams.insert(lease, (now, busy));
+            let tokens = self.leases.get(lease).map_or(0, |one| one.output_tokens);
+            let stream = Stream {
+                since: now,
+                busy: Some(worker.busy_ms),
+                counted: (now, tokens),
+            };
+            self.streams.insert(lease, stream);
         }
     }
 
+    /// A stream has reached `tokens`, of `streams` there: how fast it is tells how fast a decode worker is, long before it
+    /// ends. Of an aggregated one prompts tell, and better: what they take is not mixed with anything.
+    fn count_steps(&mut self, now: f64, lease: u64, decode: WorkerId, tokens: u32, streams: u32) {
+        let blocks = self.leases.slots(decode).blocks;
+        let worker = self
+            .workers
+            .get_mut(decode.index as usize)
+            .and_then(Option::as_mut)
+            .filter(|worker| worker.id == decode && worker.role == Role::Decode);
+        let (Some(worker), Some(stream)) = (worker, self.streams.get_mut(&lease)) else {
+            return;
+        };
+        let (since, before) = stream.counted;
+        let more = tokens.saturating_sub(before);
+        if stream.busy.is_none() || more < STREAM_TOKENS {
+            return;
+        }
+        stream.counted = (now, tokens);
+        let share = (blocks as f64 / f64::from(worker.blocks)).min(1.0);
+        let step_ms = self.rates[worker.class].decode_ms(streams, share);
+        worker.stepped(now, f64::from(more) * step_ms, now - since);
+    }
+
     /// `spent` milliseconds, in which the worker's time on prompts rose from `busy`, went into `tokens`.
-    fn learn_step(&mut self, spent: f64, busy: f64, tokens: u32, decode: WorkerId) {
+    fn learn_step(&mut self, spent: f64, busy: f64, tokens: u32, decode: WorkerId, streams: u32) {
         let slots = self.leases.slots(decode);
         if let Some(worker) = self.worker(decode) {
-            let step = (spent - (worker.busy_ms - busy)) / f64::from(tokens) / worker.slower;
+            let spent = worker.misread * (spent - (worker.busy_ms - busy));
+            let step = spent / f64::from(tokens) / worker.slower;
             let share = (slots.blocks as f64 / f64::from(worker.blocks)).min(1.0);
             let class = worker.class;
-            self.rates[class].observe_decode(f64::from(slots.streams + 1), share, step);
+            self.rates[class].observe_decode(f64::from(streams), share, step);
+        }
+    }
+
+    /// What has nothing to do can teach nothing.
+    pub(crate) fn note_idle(&mut self, now: f64) {
+        for worker in self.workers.iter_mut().flatten() {
+            if self.leases.slots(worker.id).requests == 0 {
+                worker.idle(now);
+            }
+            worker.links.fade(now);
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     accuracy::Errors, config::Config, drain::Drain, eviction::Returns, held::Waitlist, line::Line,
-    policy::PolicyName, rates::ClassRates, selector::Selector, slots::Leases,
+    policy::PolicyName, rates::ClassRates, reports::Stream, selector::Selector, slots::Leases,
     speculation::Speculation, tail::Tail, worker::Worker,
 };
 
@@ -28,7 +28,7 @@ struct Saved<'a> {
     line: Cow<'a, Line>,
     drain: Drain,
     gathering: Option<f64>,
-    streams: Cow<'a, FxHashMap<u64, (f64, f64)>>,
+    streams: Cow<'a, FxHashMap<u64, Stream>>,
     tail: Tail,
     errors: Errors,
 }

@@ -1,6 +1,9 @@
 //! What a decision works on; kept, so that no decision allocates it anew.
 
-use crate::types::{Candidate, Found, WorkerId};
+use crate::{
+    explain::Rejected,
+    types::{Candidate, Found, WorkerId},
+};
 
 /// Used again by every decision.
 #[derive(Default)]
@@ -15,6 +18,12 @@ pub struct Scratch {
     pub evictions_of: Option<(f64, u64)>,
     /// Decode workers as partners of any prefill worker.
     pub partners: Vec<Candidate>,
+    /// Of each, the factor of the best link that a prefill worker of the request has to it.
+    pub links: Vec<f64>,
+    /// Of these, of every pool, those that were not chosen.
+    pub rejected: Vec<Rejected>,
+    /// Costs are milliseconds, and those of some pairs are not those of their halves: links differ.
+    pub uneven: bool,
     pub candidates: Vec<Candidate>,
     /// Those of all requests of a plan.
     pub planned: Vec<Candidate>,

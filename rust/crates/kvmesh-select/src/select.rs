@@ -1,6 +1,7 @@
 //! What would be chosen, for callers that do not want it kept.
 
 use crate::{
+    explain::Weighed,
     selector::{Context, NoWorker, Selector},
     types::{Placed, Request},
 };
@@ -26,7 +27,7 @@ impl Selector {
                 one.recall(memory);
             }
         }
-        let (candidates, costs) = self.explained(policy);
+        let Weighed { candidates, costs } = self.cheapest(usize::MAX);
         Ok(Placed {
             request: request.id,
             lease: 0,

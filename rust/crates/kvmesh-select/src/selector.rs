@@ -13,6 +13,7 @@ use crate::{
     line::Line,
     policy::{Policy, PolicyName},
     rates::ClassRates,
+    reports::Stream,
     scratch::Scratch,
     shadow::Shadow,
     slots::{Leases, Progress},
@@ -64,8 +65,8 @@ pub struct Selector {
     pub(crate) drain: Drain,
     /// Until when a plan waits for more requests.
     pub(crate) gathering: Option<f64>,
-    /// Of a live stream: when it began, and what its worker had spent on prompts by then.
-    pub(crate) streams: FxHashMap<u64, (f64, f64)>,
+    /// By lease, from the computed prompt on.
+    pub(crate) streams: FxHashMap<u64, Stream>,
     pub(crate) tail: Tail,
     /// How often workers came, left or evicted something.
     pub(crate) evictions_changed: u64,
@@ -191,7 +192,10 @@ impl Selector {
         self.candidates(&held.request, policy, context);
         let at = self.choose(&held.request, policy, false, context);
         let winner = self.scratch.candidates[at];
-        self.dispatch(held, winner, false, context);
+        let weighed = self
+            .weighed(&held.request)
+            .with(&winner, self.scratch.costs[at]);
+        self.dispatch(held, winner, weighed, false, context);
     }
 
     /// Takes a request back that was held; false if it is not held any more.
@@ -249,6 +253,7 @@ impl Selector {
             self.released(context.now, *lease, ended);
         }
         self.speculation.expire(context.now);
+        self.note_idle(context.now);
         self.replan(context);
         expired.into_iter().map(|(lease, _)| lease).collect()
     }

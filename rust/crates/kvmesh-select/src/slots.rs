@@ -238,6 +238,33 @@ impl Leases {
         gone
     }
 
+    /// Requests that workers' slots count and no live lease stands for, or the other way round; 0 as long as every lease
+    /// frees what it took. Looks at all leases.
+    pub fn leaked(&self) -> u64 {
+        let mut left: Vec<i64> = self
+            .slots
+            .iter()
+            .map(|(_, one)| one.requests.into())
+            .collect();
+        let mut account = |worker: WorkerId| {
+            let at = worker.index as usize;
+            if self
+                .slots
+                .get(at)
+                .is_some_and(|(life, _)| *life == worker.life)
+            {
+                left[at] -= 1;
+            }
+        };
+        for lease in self.live.values() {
+            account(lease.decode);
+            if lease.prefill != lease.decode && !lease.prefilled {
+                account(lease.prefill);
+            }
+        }
+        left.into_iter().map(i64::unsigned_abs).sum()
+    }
+
     fn leave_prefill(&mut self, lease: &Lease) {
         let prompt_blocks = lease.prompt_tokens.div_ceil(self.block_tokens);
         if let Some(slots) = self.slots_mut(lease.prefill) {
@@ -259,5 +286,28 @@ impl Leases {
             slots.own_blocks -= u64::from(lease.blocks - lease.cached_blocks);
             slots.streams -= u32::from(lease.prefilled);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_freed_is_counted() {
+        let worker = |index| WorkerId { index, life: index };
+        let mut leases = Leases::new(1_000.0, 64);
+        (0..2).for_each(|index| leases.admit(worker(index)));
+        leases.take(0.0, 1, 1, (worker(0), worker(1)), (100, 100));
+        leases.take(0.0, 2, 2, (worker(1), worker(1)), (100, 100));
+        assert_eq!(leases.leaked(), 0);
+        // The second worker leaves; another comes in its place.
+        leases.forget(worker(1));
+        assert_eq!(leases.leaked(), 0);
+        // As if a lease that is gone had freed nothing.
+        leases.slots[0].1.requests += 1;
+        assert_eq!(leases.leaked(), 1);
+        leases.end(1);
+        assert_eq!(leases.leaked(), 1);
     }
 }

@@ -100,7 +100,7 @@ pub struct Request {
     pub needs: SmallVec<[u64; 2]>,
     /// The policy to use; None: the selector's own.
     pub policy: Option<crate::PolicyName>,
-    /// Whether its placement carries all candidates, even where the selector does not explain itself.
+    /// Whether its placement carries all candidates.
     pub explain: bool,
 }
 
@@ -198,6 +198,13 @@ pub struct Candidate {
     pub terms: Terms,
 }
 
+impl Candidate {
+    /// Whether it is on the same workers.
+    pub fn is_as(&self, other: &Self) -> bool {
+        (self.prefill, self.decode) == (other.prefill, other.decode)
+    }
+}
+
 /// A placement that was made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placed {
@@ -209,9 +216,11 @@ pub struct Placed {
     pub winner: Candidate,
     /// The policy that chose.
     pub policy: crate::PolicyName,
-    /// All candidates, where they were asked for.
+    /// What it was chosen from, the cheapest first: all where the request asked, else as many as
+    /// [`crate::Config::explained`], the winner in any case.
     pub candidates: Vec<Candidate>,
-    /// The policy's cost of each of them, in its own unit; the lowest wins.
+    /// The policy's cost of each of them, in its own unit; the lowest wins. A pair costs what its prefill worker does
+    /// with the decode worker that was chosen first, and what its decode worker costs over that one.
     pub costs: Vec<f64>,
     /// Milliseconds that the request was held.
     pub held_ms: f64,
@@ -233,7 +242,7 @@ pub struct Shadowed {
 impl Shadowed {
     /// Whether it would have placed the request as `winner`.
     pub fn agrees(&self, winner: &Candidate) -> bool {
-        (self.choice.prefill, self.choice.decode) == (winner.prefill, winner.decode)
+        self.choice.is_as(winner)
     }
 
     /// Milliseconds of predicted cost that its choice would have saved; less than 0 where it would have cost more.

@@ -2,13 +2,18 @@
 
 use crate::{
     eviction::Residency,
+    links::Links,
+    pace::{Pace, SideBySide},
     queue::{Queue, Waiting},
-    rates::{ClassRates, Pace, Work},
+    rates::{ClassRates, Work},
     types::{Request, Role, WorkerId, WorkerSpec},
 };
 
 /// Reports of prompts computed in one pass come within this time.
 const SAME_PASS_MS: f64 = 1.0;
+/// A worker that counts as slow, and so gets nothing to do, is thought a little better of each time it had nothing for so
+/// long: after some two minutes it is tried again.
+const IDLE_MS: f64 = 10_000.0;
 
 /// Prompts that one stretch of an engine's time was spent on.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
@@ -33,8 +38,13 @@ pub struct Worker {
     /// Sorted.
     offers: Vec<u64>,
     pub pace: Pace,
+    /// When that was last learned or faded.
+    paced: f64,
+    steps: SideBySide,
     /// `pace.factor()`, which every decision needs.
     pub slower: f64,
+    /// By which it receives KV.
+    pub links: Links,
     /// Factor by which durations are misread; 1 but in simulations.
     pub misread: f64,
     pub queue: Queue,
@@ -58,7 +68,10 @@ impl Worker {
             pass_tokens: spec.pass_tokens.max(1),
             offers,
             pace: Pace::default(),
+            paced: 0.0,
+            steps: SideBySide::default(),
             slower: 1.0,
+            links: Links::default(),
             misread: 1.0,
             queue: Queue::default(),
             residency: Residency::default(),
@@ -108,13 +121,34 @@ impl Worker {
         Some(entry)
     }
 
+    /// A stream of this worker, which does nothing else, took `actual` ms where its class takes `expected`.
+    pub fn stepped(&mut self, now: f64, expected: f64, actual: f64) {
+        if let Some(factor) = self.steps.observe(now, expected, self.misread * actual) {
+            self.learn_pace(now, 1.0, factor);
+        }
+    }
+
+    /// It has nothing to do.
+    pub fn idle(&mut self, now: f64) {
+        if self.slower != 1.0 && now - self.paced >= IDLE_MS {
+            self.pace.fade();
+            self.slower = self.pace.factor();
+            self.paced = now;
+        }
+    }
+
+    fn learn_pace(&mut self, now: f64, expected: f64, actual: f64) {
+        self.pace.observe(expected, actual);
+        self.slower = self.pace.factor();
+        self.paced = now;
+    }
+
     fn learn(&mut self, stretch: &Stretch, rates: &mut ClassRates) {
         let actual = self.misread * (stretch.end - stretch.begin);
         let aside = stretch.work.passes() * stretch.decode_ms;
         let onboard = rates.onboard_ms(stretch.onboard);
         let prefill = rates.prefill_ms(&stretch.work);
-        self.pace.observe(prefill + aside + onboard, actual);
-        self.slower = self.pace.factor();
+        self.learn_pace(stretch.end, prefill + aside + onboard, actual);
         // What it would have been at the class' pace.
         let common = actual / self.slower;
         if stretch.onboard == [0; 3] {

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Bench, immediate, prompt};
+use common::{Bench, immediate, prompt, sized};
 use kvmesh_select::{Admission, Config, NoWorker, PolicyName, Reason, Request, Role};
 use proptest::prelude::*;
 
@@ -17,14 +17,6 @@ fn one_by_one(admission: Admission) -> Config {
             ..admission
         },
         ..immediate()
-    }
-}
-
-fn sized(id: u64, tokens: u32) -> Request {
-    Request {
-        id,
-        prompt_tokens: tokens,
-        ..Request::default()
     }
 }
 

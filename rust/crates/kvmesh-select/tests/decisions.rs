@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{Bench, immediate, planned, prompt};
-use kvmesh_select::{Config, Role, WorkerId};
+use kvmesh_select::{Config, Prices, Role, WorkerId};
 
 fn chain(owner: u64, count: u64) -> Vec<u64> {
     (0..count)
@@ -92,6 +92,30 @@ fn splitting_is_decided_by_cost() {
     bench.table.0.insert(ids[0], chain(3, 30));
     let third = bench.place(prompt(3, &chain(3, 30))).unwrap();
     assert_eq!(third.winner.prefill, ids[0]);
+}
+
+#[test]
+fn a_pair_pays_for_what_it_adds_to_the_streams_that_it_joins() {
+    let (mut bench, ids) = Bench::new(immediate(), &[Role::Prefill, Role::Decode]);
+    for id in 1..=10 {
+        let placed = bench.place(prompt(id, &chain(id, 100))).unwrap();
+        bench.progress(placed.lease, true, 1);
+    }
+    let (_, _, laws) = bench.selector.rates()[0].clone();
+    let law = laws.into_iter().find(|law| law.name == "decode").unwrap();
+    let step = |streams: f64, blocks: f64| {
+        let [one, stream, full] = [0, 1, 2].map(|at: usize| law.coefficients[at].1);
+        one + stream * streams + full * blocks / 10_000.0
+    };
+    let blocks = bench.selector.slots(ids[1]).blocks as f64;
+    let placed = bench.place(prompt(11, &chain(11, 100))).unwrap();
+    let prices = Prices::default();
+    let own = step(11.0, blocks + 100.0);
+    let each = own - step(10.0, blocks);
+    assert!(each > 0.1, "{each}");
+    let expected = prices.token * (own + 10.0 * prices.stream * each);
+    let paid = placed.winner.terms.decode;
+    assert!((paid - expected).abs() < 1e-9, "{paid} {expected}");
 }
 
 #[test]
@@ -267,6 +291,29 @@ fn a_held_request_can_be_withdrawn() {
 }
 
 #[test]
+fn a_plan_is_made_at_once_when_workers_join_and_leave() {
+    let (mut bench, ids) = Bench::new(planned(), &[Role::Aggregated; 2]);
+    bench.place(prompt(1, &chain(1, 50))).unwrap();
+    bench.place(prompt(2, &chain(2, 50))).unwrap();
+    assert!(bench.place(prompt(3, &chain(3, 50))).is_none());
+    assert!(bench.selector.wakes_at(bench.now) > Some(bench.now));
+    bench.selector.remove_worker(ids[0]);
+    assert!(bench.selector.wakes_at(bench.now) <= Some(bench.now));
+    bench.tick();
+    assert!(
+        bench.selector.wakes_at(bench.now) > Some(bench.now),
+        "held on"
+    );
+    let joined = bench
+        .selector
+        .add_worker(&common::spec(9, Role::Aggregated));
+    assert!(bench.selector.wakes_at(bench.now) <= Some(bench.now));
+    bench.tick();
+    assert_eq!(bench.placed[2].winner.prefill, joined);
+    assert_eq!(bench.selector.wakes_at(bench.now), None);
+}
+
+#[test]
 fn speculation_ends_with_what_events_say() {
     let (mut bench, ids) = Bench::new(immediate(), &[Role::Aggregated; 2]);
     let blocks = chain(1, 20);
@@ -325,14 +372,17 @@ fn reports_teach_the_rates() {
     let errors = bench.selector.errors();
     assert_eq!(errors.count, 200);
     assert!(errors.absolute_ms < 0.5 * errors.actual_ms);
-    assert!(bench.selector.slowness(ids[0]).is_some());
+    let (_, pace) = bench.selector.pace(ids[0]).unwrap();
+    // All but the last, which others of its pass may follow.
+    assert_eq!(pace.count, 199);
+    assert!(pace.error < 0.2, "{pace:?}");
 }
 
 #[test]
 fn an_explained_placement_names_every_candidate() {
     let (mut bench, ids) = Bench::new(
         Config {
-            explain: true,
+            explained: 16,
             ..planned()
         },
         &[Role::Aggregated; 3],
@@ -345,4 +395,70 @@ fn an_explained_placement_names_every_candidate() {
         .map(|c| c.terms.total())
         .fold(f64::INFINITY, f64::min);
     assert!(placed.winner.terms.total() <= lowest + 1.0);
+}
+
+/// Places what was submitted at once as the default does, each worker computing what it has in order, until all is done.
+/// Returns when that is.
+fn compute_all(bench: &mut Bench) -> f64 {
+    // By worker, when each of its prompts is computed.
+    let mut due: Vec<(f64, u64)> = Vec::new();
+    let mut free: HashMap<WorkerId, f64> = HashMap::new();
+    let mut seen = 0;
+    loop {
+        for placed in &bench.placed[seen..] {
+            let end = free.entry(placed.winner.prefill).or_insert(0.0);
+            *end = end.max(bench.now) + placed.winner.terms.prefill;
+            due.push((*end, placed.lease));
+        }
+        seen = bench.placed.len();
+        due.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let wakes = bench.selector.wakes_at(bench.now);
+        match (due.last().copied(), wakes) {
+            (Some((end, lease)), wakes) if wakes.is_none_or(|at| end <= at) => {
+                due.pop();
+                bench.now = bench.now.max(end);
+                bench.progress(lease, true, 0);
+            }
+            (_, Some(at)) => {
+                bench.now = bench.now.max(at);
+                bench.tick();
+            }
+            (None, None) => return bench.now,
+            (Some(_), None) => unreachable!("an end is due"),
+        }
+    }
+}
+
+#[test]
+fn different_prompts_at_once_are_planned_to_spread() {
+    let (mut bench, _) = Bench::new(Config::default(), &[Role::Aggregated; 8]);
+    for id in 1..=64 {
+        bench.submit(prompt(id, &chain(id, 20))).unwrap();
+    }
+    assert_eq!(bench.placed.len(), 16, "a plan holds 48");
+    let end = compute_all(&mut bench);
+    let shares = shares(&bench);
+    assert!(
+        shares.values().all(|count| (7..=9).contains(count)) && shares.len() == 8,
+        "{shares:?}"
+    );
+    // Each takes 138 ms, and a little more beside streams.
+    assert!(end < 9.0 * 138.0, "{end}");
+}
+
+#[test]
+fn equal_prompts_at_once_are_planned_to_share_and_spread() {
+    let (mut bench, _) = Bench::new(Config::default(), &[Role::Aggregated; 8]);
+    for id in 1..=64 {
+        bench.submit(prompt(id, &chain(1, 60))).unwrap();
+    }
+    let end = compute_all(&mut bench);
+    let shares = shares(&bench);
+    let all = bench.placed.iter();
+    let fresh = all.filter(|placed| placed.winner.cached[0] == 0).count();
+    // Nobody computes it twice; and of 394 ms and 16 more for each that shares, none waits for all 64 on one worker.
+    assert_eq!(fresh, shares.len(), "{shares:?}");
+    let most = shares.values().copied().max();
+    assert!(shares.len() > 2 && most < Some(22), "{shares:?}");
+    assert!(end < 394.0 + 22.0 * 16.4, "{end}");
 }

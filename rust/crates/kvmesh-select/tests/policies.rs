@@ -264,3 +264,47 @@ fn a_request_can_name_its_policy() {
             .contains("unknown policy `nearest`; known: kv, round-robin")
     );
 }
+
+#[test]
+fn temperature_sets_the_odds() {
+    let softened = Config {
+        temperature: 0.4,
+        ..Config::default()
+    };
+    let (mut bench, ids) = Bench::new(softened, &[Role::Aggregated; 4]);
+    let blocks: Vec<u64> = (1..=20).collect();
+    for (held, &id) in [0, 3, 8, 15].into_iter().zip(&ids) {
+        bench.table.0.insert(id, blocks[..held].to_vec());
+    }
+    // Made and not kept, so that all see the same costs.
+    let mut won: HashMap<WorkerId, f64> = HashMap::new();
+    let mut costs: HashMap<WorkerId, f64> = HashMap::new();
+    let draws = 20_000;
+    for _ in 0..draws {
+        let request = prompt(1, &blocks);
+        let placed = bench.with(|selector, context| selector.select(&request, context));
+        let placed = placed.unwrap();
+        *won.entry(placed.winner.prefill).or_default() += 1.0 / f64::from(draws);
+        let candidates = placed.candidates.iter().map(|one| one.prefill);
+        costs = candidates.zip(placed.costs).collect();
+    }
+    let lowest = costs.values().copied().fold(f64::INFINITY, f64::min);
+    let highest = costs.values().copied().fold(0.0, f64::max);
+    let odds = |cost: f64| (-(cost - lowest) / ((highest - lowest) * 0.4)).exp();
+    let total: f64 = costs.values().map(|&cost| odds(cost)).sum();
+    assert!(
+        odds(highest) / total > 0.02,
+        "all are likely enough to be seen"
+    );
+    for id in ids {
+        let (seen, due) = (won[&id], odds(costs[&id]) / total);
+        // Five standard deviations.
+        let bound = 5.0 * (due * (1.0 - due) / f64::from(draws)).sqrt();
+        assert!((seen - due).abs() < bound, "{id:?}: {seen}, {due}");
+    }
+    // And nothing is held for a plan.
+    for id in 2..40 {
+        bench.submit(prompt(id, &[id])).unwrap();
+    }
+    assert_eq!((bench.placed.len(), bench.selector.held()), (38, 0));
+}

@@ -173,6 +173,7 @@ fn run(config: Config, steps: Vec<Step>) {
         for &id in &ids {
             assert_eq!(bench.selector.slots(id), recount(&leases, id));
         }
+        assert_eq!(bench.selector.leases().leaked(), 0);
     }
     // Nothing leaks: at the end all slots are free, whatever happened to the leases.
     for lease in leases.into_keys() {

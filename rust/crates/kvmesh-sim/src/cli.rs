@@ -124,6 +124,15 @@ pub struct Args {
         help_heading = "Tiers below the device"
     )]
     pub nvme_blocks: u32,
+    /// Blocks of the network tier, which all nodes share.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        requires = "host_blocks",
+        help_heading = "Tiers below the device"
+    )]
+    pub network_blocks: u32,
     /// Workers of a node, which share its store.
     #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one, help_heading = "Tiers below the device")]
     pub node_workers: u32,
@@ -356,6 +365,7 @@ impl Args {
                 workers: self.node_workers as usize,
                 host: self.host_blocks,
                 nvme: self.nvme_blocks,
+                network: self.network_blocks,
                 policy: self.eviction,
             }),
             event_lag_ms: self.event_lag_ms,

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     cache::{BlockId, Cache},
     job::{Job, Outcome, Shape},
-    store::Store,
+    store::Below,
     timing::Timing,
 };
 
@@ -59,8 +59,8 @@ pub struct Engine {
     stretch: Option<Stretch>,
     outcomes: Vec<Outcome>,
     evicted: Vec<u64>,
-    /// Tokens that the next pass brings up from host and nvme.
-    onboarding: [u32; 2],
+    /// Tokens that the next pass brings up from host, nvme and network.
+    onboarding: [u32; 3],
     busy_ms: f64,
 }
 
@@ -84,7 +84,7 @@ impl Engine {
             stretch: None,
             outcomes: Vec::new(),
             evicted: Vec::new(),
-            onboarding: [0; 2],
+            onboarding: [0; 3],
             busy_ms: 0.0,
         }
     }
@@ -154,10 +154,10 @@ impl Engine {
     }
 
     /// Begins the next pass, or stretch of passes, if there is anything to do; when it ends. What the device lacks of
-    /// a prompt is looked for in `store`.
-    pub fn start(&mut self, now: f64, jitter: f64, store: Option<&Store>) -> Option<f64> {
+    /// a prompt is looked for in what is `below`.
+    pub fn start(&mut self, now: f64, jitter: f64, below: Below<'_>) -> Option<f64> {
         debug_assert!(self.stretch.is_none());
-        let pieces = self.take_prompts(store);
+        let pieces = self.take_prompts(below);
         let streams = self.streams > 0;
         if pieces.is_empty() && !streams {
             return None;
@@ -221,13 +221,13 @@ impl Engine {
     // -- prompts --
 
     /// Fills a pass with prompts; (tokens, tokens before them) of each piece.
-    fn take_prompts(&mut self, store: Option<&Store>) -> Vec<(u32, u32)> {
+    fn take_prompts(&mut self, below: Below<'_>) -> Vec<(u32, u32)> {
         let mut pieces = Vec::new();
         let mut budget = self.shape.pass_tokens.saturating_sub(self.streams as u32);
         while budget > 0 {
             let slot = match self.partial {
                 Some(slot) => slot,
-                None => match self.admit_waiting(budget, store) {
+                None => match self.admit_waiting(budget, below) {
                     Some(slot) => slot,
                     None => break,
                 },
@@ -242,7 +242,7 @@ impl Engine {
         pieces
     }
 
-    fn admit_waiting(&mut self, budget: u32, store: Option<&Store>) -> Option<usize> {
+    fn admit_waiting(&mut self, budget: u32, below: Below<'_>) -> Option<usize> {
         let size = self.shape.block_tokens;
         let head = self.waiting.front()?;
         if self.live.len() - self.vacant.len() >= self.shape.max_running {
@@ -252,8 +252,8 @@ impl Engine {
         let whole = ((head.target - 1) / size) as usize;
         let known = &head.job.chain[..whole.min(head.job.chain.len())];
         let cached = self.cache.matched(known);
-        let below = store.map_or([0; 2], |store| store.leading(&known[cached..]));
-        let found = cached + (below[0] + below[1]) as usize;
+        let below = below.leading(&known[cached..]);
+        let found = cached + below.iter().sum::<u32>() as usize;
         let first = (head.target - found as u32 * size).min(budget);
         // Of the cached blocks some may be idle and count as available until they are taken.
         if self.cache.available() < found as u32 + first.div_ceil(size) {

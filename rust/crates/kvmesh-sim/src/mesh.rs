@@ -24,7 +24,7 @@ use crate::{
 struct Index {
     prefixes: PrefixIndex,
     holders: Vec<HolderId>,
-    /// By node.
+    /// By node; the network's after those of the nodes.
     stores: Vec<HolderId>,
     workers: FxHashMap<HolderId, WorkerId>,
     matches: Matches,
@@ -96,6 +96,10 @@ impl Mesh {
         for node in 0..cluster.stores() {
             let name = named(node);
             let store = mesh.index.prefixes.add_store(&name, Some(&name));
+            mesh.index.stores.push(store.map_err(taken)?);
+        }
+        if cluster.store.is_some_and(|shape| shape.network > 0) {
+            let store = mesh.index.prefixes.add_store("network", None);
             mesh.index.stores.push(store.map_err(taken)?);
         }
         for number in 0..cluster.workers() {

@@ -36,7 +36,7 @@ pub trait Router {
     /// A worker has evicted blocks.
     fn removed(&mut self, now: f64, worker: usize, hashes: &[u64]);
 
-    /// The contents of a node's store have changed.
+    /// The contents of a node's store have changed, or, where that many nodes have one, of the network's.
     fn kept(&mut self, _now: f64, _node: usize, _change: &Change) {}
 
     /// Adds the requests that it has refused since the last call; they are over.

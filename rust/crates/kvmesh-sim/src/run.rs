@@ -13,7 +13,7 @@ use crate::{
     event::{Event, Happening},
     job::{Job, Outcome},
     router::{Placement, Router},
-    store::Store,
+    store::{Below, Store},
     timeline::Timeline,
     trace::Trace,
     watch::{Unwatched, Watch},
@@ -36,7 +36,7 @@ struct Run<'a> {
     trace: &'a Trace,
     router: &'a mut dyn Router,
     engines: Vec<Engine>,
-    /// By node.
+    /// By node; the network's after those of the nodes.
     stores: Vec<Store>,
     versions: Vec<u64>,
     events: BinaryHeap<Event>,
@@ -83,7 +83,10 @@ impl Cluster {
                 .map(|_| Engine::new(self.shape, self.timing))
                 .collect(),
             stores: (self.store.iter())
-                .flat_map(|shape| (0..self.stores()).map(|_| Store::new(shape)))
+                .flat_map(|shape| {
+                    let nodes = (0..self.stores()).map(|_| Store::of_node(shape));
+                    nodes.chain((shape.network > 0).then(|| Store::of_network(shape)))
+                })
                 .collect(),
             versions: vec![0; self.workers()],
             events: BinaryHeap::new(),
@@ -297,18 +300,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A computed prompt goes to the store of its node.
+    /// A computed prompt goes to the store of its node, and to that of the network.
     fn keep(&mut self, now: f64, worker: usize, request: usize) {
-        let node = self.cluster.node_of(worker);
-        let Some(store) = self.stores.get_mut(node) else {
-            return;
-        };
         let lag = self.cluster.event_lag_ms;
-        for change in store.touch(now, &self.trace.requests[request].chain) {
-            if lag > 0.0 {
-                self.schedule(now + lag, Happening::Kept { node, change });
-            } else {
-                self.router.kept(now, node, &change);
+        for node in [self.cluster.node_of(worker), self.cluster.stores()] {
+            let Some(store) = self.stores.get_mut(node) else {
+                continue;
+            };
+            for change in store.touch(now, &self.trace.requests[request].chain) {
+                if lag > 0.0 {
+                    self.schedule(now + lag, Happening::Kept { node, change });
+                } else {
+                    self.router.kept(now, node, &change);
+                }
             }
         }
     }
@@ -357,6 +361,7 @@ impl Run<'_> {
                 )));
             }
             self.timelines[request].placed = Some(prefill);
+            self.timelines[request].decoded = Some(decode);
             if split {
                 self.splits[request] = Split {
                     prefill,
@@ -409,8 +414,9 @@ impl Run<'_> {
             } else {
                 0.0
             };
-            let store = self.stores.get(self.cluster.node_of(worker));
-            if let Some(end) = self.engines[worker].start(now, jitter, store) {
+            let stores = [self.cluster.node_of(worker), self.cluster.stores()];
+            let below = Below(stores.map(|node| self.stores.get(node)));
+            if let Some(end) = self.engines[worker].start(now, jitter, below) {
                 self.schedule_pass(end, worker);
             }
         }

@@ -1,14 +1,14 @@
-//! A node's KVBM store under simulation: which blocks its host and nvme tiers hold, by the store's own eviction
-//! policies.
+//! KVBM stores under simulation: which blocks a node's host and nvme tiers and the network tier of all nodes hold, by the
+//! stores' own eviction policies.
 //!
-//! A prompt's blocks go to the store when they have been computed. The nvme tier takes what the host tier takes, so that
-//! both see whole chains.
+//! A prompt's blocks go to the stores when they have been computed. Each tier takes what the one above it takes, so that
+//! all see whole chains.
 
 use kvmesh_core::Tier;
 use kvmesh_eviction::{BlockId, Hints, Key, Policy, PrefixCache, Tick, Use};
 use rustc_hash::FxHashMap;
 
-/// What a node has below its engines' devices.
+/// What there is below the engines' devices.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreShape {
     /// Engines that share a store; workers are put on nodes in the order of their numbers.
@@ -17,6 +17,8 @@ pub struct StoreShape {
     pub host: u32,
     /// Blocks of the nvme tier; 0: none.
     pub nvme: u32,
+    /// Blocks of the network tier, which all nodes share; 0: none.
+    pub network: u32,
     /// Which blocks leave a full tier.
     pub policy: Policy,
 }
@@ -34,7 +36,7 @@ pub struct Change {
     pub parent: Option<u64>,
 }
 
-/// A node's store.
+/// A node's store, or that of the network.
 pub struct Store {
     tiers: Vec<(Tier, PrefixCache)>,
     /// Every block ever seen has a number of its own.
@@ -45,15 +47,26 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store.
-    pub fn new(shape: &StoreShape) -> Self {
-        let tiers = [(Tier::Host, shape.host), (Tier::Nvme, shape.nvme)];
-        let tier = |(tier, blocks): (Tier, u32)| {
-            let cache = PrefixCache::new(shape.policy.build(), blocks as usize);
+    /// An empty store of a node.
+    pub fn of_node(shape: &StoreShape) -> Self {
+        Self::new(
+            shape.policy,
+            &[(Tier::Host, shape.host), (Tier::Nvme, shape.nvme)],
+        )
+    }
+
+    /// The empty store of the network.
+    pub fn of_network(shape: &StoreShape) -> Self {
+        Self::new(shape.policy, &[(Tier::Network, shape.network)])
+    }
+
+    fn new(policy: Policy, tiers: &[(Tier, u32)]) -> Self {
+        let tier = |&(tier, blocks): &(Tier, u32)| {
+            let cache = PrefixCache::new(policy.build(), blocks as usize);
             (blocks > 0).then_some((tier, cache))
         };
         Self {
-            tiers: tiers.into_iter().filter_map(tier).collect(),
+            tiers: tiers.iter().filter_map(tier).collect(),
             numbers: FxHashMap::default(),
             hashes: Vec::new(),
             tick: 0,
@@ -61,21 +74,11 @@ impl Store {
         }
     }
 
-    /// How many leading blocks of `chain` it holds, by the fastest tier that has each: host, nvme.
-    pub fn leading(&self, chain: &[u64]) -> [u32; 2] {
-        let mut found = [0; 2];
-        for hash in chain {
-            let Some(&block) = self.numbers.get(hash) else {
-                break;
-            };
-            let fastest = self.tiers.iter().find(|(_, cache)| cache.holds(block));
-            match fastest {
-                Some((Tier::Host, _)) => found[0] += 1,
-                Some(_) => found[1] += 1,
-                None => break,
-            }
-        }
-        found
+    /// The fastest tier that has a block.
+    fn tier_of(&self, hash: u64) -> Option<Tier> {
+        let block = *self.numbers.get(&hash)?;
+        let fastest = self.tiers.iter().find(|(_, cache)| cache.holds(block));
+        fastest.map(|&(tier, _)| tier)
     }
 
     /// Takes in what it wants of a prompt's whole blocks, or notes that they were of use, at `now` milliseconds.
@@ -121,6 +124,27 @@ impl Store {
     }
 }
 
+/// What an engine finds below its device: its node's store, and the network's.
+#[derive(Clone, Copy, Default)]
+pub struct Below<'a>(pub [Option<&'a Store>; 2]);
+
+impl Below<'_> {
+    /// How many leading blocks of `chain` are there, by the fastest tier that has each: host, nvme, network.
+    pub fn leading(&self, chain: &[u64]) -> [u32; 3] {
+        let mut found = [0; 3];
+        for &hash in chain {
+            let mut stores = self.0.iter().flatten();
+            match stores.find_map(|store| store.tier_of(hash)) {
+                Some(Tier::Host) => found[0] += 1,
+                Some(Tier::Nvme) => found[1] += 1,
+                Some(_) => found[2] += 1,
+                None => break,
+            }
+        }
+        found
+    }
+}
+
 /// Adds a block to the changes, with those of its kind where no other change came between; `taken`: what it follows.
 fn note(changes: &mut Vec<Change>, tier: Tier, hash: u64, taken: Option<Option<u64>>) {
     let held = taken.is_some();
@@ -144,13 +168,22 @@ fn note(changes: &mut Vec<Change>, tier: Tier, hash: u64, taken: Option<Option<u
 mod tests {
     use super::*;
 
-    fn store(host: u32, nvme: u32) -> Store {
-        Store::new(&StoreShape {
+    fn shape(host: u32, nvme: u32, network: u32) -> StoreShape {
+        StoreShape {
             workers: 1,
             host,
             nvme,
+            network,
             policy: Policy::Lru,
-        })
+        }
+    }
+
+    fn store(host: u32, nvme: u32) -> Store {
+        Store::of_node(&shape(host, nvme, 0))
+    }
+
+    fn leading(node: &Store, chain: &[u64]) -> [u32; 3] {
+        Below([Some(node), None]).leading(chain)
     }
 
     fn change(tier: Tier, held: bool, hashes: &[u64], parent: Option<u64>) -> Change {
@@ -170,12 +203,29 @@ mod tests {
             store.touch(0.0, &[1, 2]),
             [taken(Tier::Host, &[1, 2]), taken(Tier::Nvme, &[1, 2])]
         );
-        assert_eq!(store.leading(&[1, 2, 3]), [2, 0]);
+        assert_eq!(leading(&store, &[1, 2, 3]), [2, 0, 0]);
         let changes = store.touch(1.0, &[3, 4]);
         assert!(changes.contains(&change(Tier::Host, false, &[2], None)));
-        assert_eq!(store.leading(&[1, 2]), [0, 2]);
-        assert_eq!(store.leading(&[3, 4]), [2, 0]);
-        assert_eq!(store.leading(&[5]), [0, 0]);
+        assert_eq!(leading(&store, &[1, 2]), [0, 2, 0]);
+        assert_eq!(leading(&store, &[3, 4]), [2, 0, 0]);
+        assert_eq!(leading(&store, &[5]), [0; 3]);
+    }
+
+    #[test]
+    fn what_a_node_lacks_is_found_in_the_network() {
+        let shape = shape(2, 0, 8);
+        let (mut here, mut there) = (Store::of_node(&shape), Store::of_node(&shape));
+        let mut network = Store::of_network(&shape);
+        for (node, chain) in [(&mut there, [1, 2, 3]), (&mut here, [1, 2, 4])] {
+            node.touch(0.0, &chain[..2]);
+            network.touch(0.0, &chain);
+        }
+        let below = Below([Some(&here), Some(&network)]);
+        assert_eq!(below.leading(&[1, 2, 3, 9]), [2, 0, 1]);
+        assert_eq!(below.leading(&[9]), [0; 3]);
+        let alone = Below([None, Some(&network)]);
+        assert_eq!(alone.leading(&[1, 2, 4]), [0, 0, 3]);
+        assert_eq!(Below::default().leading(&[1]), [0; 3]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub struct Timeline {
     pub arrived: f64,
     /// Where its prompt was computed.
     pub placed: Option<usize>,
+    /// Where it was generated; the same for an aggregated worker.
+    pub decoded: Option<usize>,
     /// Prompt tokens found cached there, in any tier.
     pub cached: u32,
     /// Of them, those brought up from below the device.

@@ -28,6 +28,9 @@ pub struct Timing {
     /// Milliseconds to bring up a token's KV: from host, from nvme. Layer by layer, beside the prompts' computing.
     #[serde(default = "onboard")]
     pub onboard: [f64; 2],
+    /// The same from the network tier.
+    #[serde(default = "network")]
+    pub network: f64,
     /// Passes vary uniformly by this share of their duration.
     #[serde(default)]
     pub noise: f64,
@@ -36,6 +39,11 @@ pub struct Timing {
 /// 128 KiB a token over 50 GB/s and over 12 GB/s.
 fn onboard() -> [f64; 2] {
     [0.0026, 0.011]
+}
+
+/// 128 KiB a token over 25 Gbit/s.
+fn network() -> f64 {
+    0.042
 }
 
 impl Default for Timing {
@@ -48,6 +56,7 @@ impl Default for Timing {
             // 128 KiB a token over 64 GB/s.
             transfer: [0.5, 0.002],
             onboard: onboard(),
+            network: network(),
             noise: 0.0,
         }
     }
@@ -58,7 +67,9 @@ impl Timing {
     pub fn check(&self) -> Result<()> {
         let [base, token, square] = self.prefill;
         let sane = base >= 0.0 && token > 0.0 && square >= 0.0 && self.decode[0] > 0.0;
-        let mut moves = self.transfer.iter().chain(&self.onboard);
+        let mut moves = (self.transfer.iter())
+            .chain(&self.onboard)
+            .chain([&self.network]);
         let sane = sane && self.stream >= 0.0 && moves.all(|ms| *ms >= 0.0);
         if sane && self.context >= 0.0 && (0.0..1.0).contains(&self.noise) {
             Ok(())
@@ -87,10 +98,10 @@ impl Timing {
         base + linear * share + square * share * share + self.stream * streams as f64
     }
 
-    /// Bringing up the KV of so many tokens from host and nvme.
-    pub fn onboard_ms(&self, tokens: [u32; 2]) -> f64 {
-        let [host, nvme] = tokens.map(f64::from);
-        self.onboard[0] * host + self.onboard[1] * nvme
+    /// Bringing up the KV of so many tokens from host, nvme and network.
+    pub fn onboard_ms(&self, tokens: [u32; 3]) -> f64 {
+        let [host, nvme, network] = tokens.map(f64::from);
+        self.onboard[0] * host + self.onboard[1] * nvme + self.network * network
     }
 
     /// Moving the KV of `tokens` between two workers.

@@ -61,6 +61,7 @@ fn cluster(aggregated: usize, prefill: usize, decode: usize, blocks: u32) -> Clu
             stream: 0.0,
             transfer: [2.0, 0.01],
             onboard: [0.05, 0.1],
+            network: 0.2,
             noise: 0.0,
         },
         store: None,
@@ -118,6 +119,7 @@ fn what_the_device_evicted_comes_back_from_below_it() {
             workers: 1,
             host,
             nvme,
+            network: 0,
             policy: Policy::Lru,
         });
         let requests =
@@ -134,6 +136,28 @@ fn what_the_device_evicted_comes_back_from_below_it() {
     assert!(near(again(40, 0), (35.0, 900, 700)), "{:?}", again(40, 0));
     // The host tier has room for the second prompt only, the nvme tier for both.
     assert!(near(again(10, 40), (70.0, 900, 700)), "{:?}", again(10, 40));
+}
+
+#[test]
+fn what_another_node_computed_comes_over_the_network() {
+    let again = |network| {
+        let mut cluster = cluster(2, 0, 0, 100);
+        cluster.store = Some(StoreShape {
+            workers: 1,
+            host: 40,
+            nvme: 0,
+            network,
+            policy: Policy::Lru,
+        });
+        // In turn: each on the other node.
+        let requests = [0.0, 1e3].map(|at| request(at, 1000, 1, 1));
+        let life = run(&cluster, requests.to_vec()).timelines[1];
+        assert_eq!(life.placed, Some(1));
+        (life.ttft(), life.cached, life.onboarded)
+    };
+    assert_eq!(again(0), (110.0, 0, 0));
+    // 900 tokens of 0.2 ms, beside 20 ms of computing.
+    assert_eq!(again(40), (180.0, 900, 900));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! kvmesh's router on simulated clusters.
 #![allow(clippy::unwrap_used)] // a failing helper fails its test
 
+use std::ops::Range;
+
 use kvmesh_eviction::Policy;
 use kvmesh_select::{Admission, Config, PolicyName};
 use kvmesh_sim::{
@@ -11,6 +13,7 @@ use kvmesh_sim::{
     report::{Figures, Slo},
     store::StoreShape,
     synthetic::Synthetic,
+    timeline::Timeline,
     timing::Timing,
     trace::Trace,
 };
@@ -80,6 +83,7 @@ fn a_store_below_the_devices_is_used_and_priced() {
         workers: 2,
         host: 8192,
         nvme: 0,
+        network: 0,
         policy: Policy::Default,
     });
     cluster.event_lag_ms = 50.0;
@@ -168,6 +172,14 @@ fn lagging_events_and_noise_cost_little() {
     );
 }
 
+/// Of the requests that arrived in some milliseconds, the part that went a way.
+fn share(outcomes: &Outcomes, during: Range<f64>, went: impl Fn(&Timeline) -> bool) -> f64 {
+    let all = outcomes.timelines.iter();
+    let all: Vec<_> = all.filter(|life| during.contains(&life.arrived)).collect();
+    let there = all.iter().filter(|life| went(life)).count();
+    there as f64 / all.len() as f64
+}
+
 /// A worker that goes five times slower loses its share within ten seconds.
 #[test]
 fn a_slow_worker_loses_its_share() {
@@ -182,17 +194,31 @@ fn a_slow_worker_loses_its_share() {
         slow.slowdowns = vec![(20_000.0, 3, 5.0)];
         let trace = traffic(3000, 50.0, 4);
         let (outcomes, _) = run(&slow, &trace, config, 0.0, 4);
-        let share = |from: f64, to: f64| {
-            let placed = outcomes
-                .timelines
-                .iter()
-                .filter(|life| (from..to).contains(&life.arrived));
-            let all: Vec<_> = placed.map(|life| life.placed == Some(3)).collect();
-            all.iter().filter(|here| **here).count() as f64 / all.len() as f64
-        };
+        let share = |from, to| share(&outcomes, from..to, |life| life.placed == Some(3));
         let (before, after) = (share(5_000.0, 20_000.0), share(30_000.0, 60_000.0));
         assert!((0.08..0.18).contains(&before), "{before}");
         assert!(after < 0.4 * before, "{before} -> {after}");
+    }
+}
+
+/// The same of halves: a decode worker, which computes no prompts, and a prefill worker.
+#[test]
+fn a_slow_half_loses_its_share() {
+    for (joint, worker) in [(true, 7), (false, 7), (true, 2)] {
+        let mut slow = cluster(0, 5, 4);
+        slow.slowdowns = vec![(20_000.0, worker, 5.0)];
+        let config = Config {
+            joint,
+            ..Config::default()
+        };
+        let trace = traffic(3000, 50.0, 4);
+        let (outcomes, _) = run(&slow, &trace, config, 0.0, 4);
+        let there = |life: &Timeline| [life.placed, life.decoded].contains(&Some(worker));
+        let share = |from, to| share(&outcomes, from..to, there);
+        let (before, after) = (share(5_000.0, 20_000.0), share(30_000.0, 60_000.0));
+        assert!((0.15..0.35).contains(&before), "{worker}: {before}");
+        // Requests that pile up there push others away without that anything is learned: to a third.
+        assert!(after < 0.1 * before, "{worker}: {before} -> {after}");
     }
 }
 

@@ -15,6 +15,17 @@ const A_POLL: usize = 4 << 20;
 pub enum Event {
     /// A caller opened a stream of this method.
     Opened(StreamId, String),
+    /// A caller made a unary call: a served stream whose one message has come and that takes one.
+    Called {
+        /// The call.
+        stream: StreamId,
+        /// Its method, a path.
+        method: String,
+        /// The metadata of that name; empty: none.
+        traceparent: String,
+        /// The request.
+        message: Bytes,
+    },
     /// A message came.
     Message(StreamId, Bytes),
     /// The other end of a served stream will send no more.
@@ -71,7 +82,7 @@ struct Waiting {
 impl Inbox {
     pub fn push(&self, event: Event) {
         let mut waiting = self.waiting.lock();
-        if let Event::Message(_, message) = &event {
+        if let Event::Message(_, message) | Event::Called { message, .. } = &event {
             waiting.bytes += message.len();
         }
         waiting.events.push(event);

@@ -7,7 +7,7 @@
 //! the other end. Nothing in here blocks, and nothing moves but in [`Streams::poll`], which returns what has happened
 //! since the last time: call it when [`Streams::fd`] is readable, and soon after any other call.
 //!
-//! A listener serves the methods it was given; every other call on its port is passed on to a second
+//! A listener serves the methods it was given, streams and unary calls; every other call on its port is passed on to a second
 //! gRPC server on a unix socket, so that a role has one address for all its services.
 //!
 //! Connections are plain until [`Streams::secure`] names certificates, which may be replaced at any time.
@@ -24,10 +24,11 @@ mod socket;
 mod streams;
 mod tasks;
 mod tls;
+mod unary;
 
 pub use inbox::{End, Event};
 pub use registry::StreamId;
-pub use server::Listen;
+pub use server::{Listen, Method};
 pub use streams::Streams;
 pub use tls::Certificates;
 

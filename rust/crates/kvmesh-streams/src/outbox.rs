@@ -51,6 +51,7 @@ impl Outbox {
             queue,
             progress: Arc::clone(&progress),
             ended: false,
+            served: false,
             reader: None,
         };
         (Self { items, progress }, outgoing)
@@ -81,13 +82,15 @@ pub struct Outgoing {
     queue: UnboundedReceiver<Item>,
     progress: Arc<Progress>,
     ended: bool,
+    served: bool,
     reader: Option<AbortHandle>,
 }
 
 impl Outgoing {
-    /// Makes this a served stream: its end stops the reader and is told to the caller.
-    pub fn served(&mut self, reader: AbortHandle) {
-        self.reader = Some(reader);
+    /// Makes this a served stream: its end stops the reader, where there is one, and is told to the caller.
+    pub fn served(&mut self, reader: Option<AbortHandle>) {
+        self.served = true;
+        self.reader = reader;
     }
 }
 
@@ -122,10 +125,12 @@ impl Stream for Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        let Some(reader) = &self.reader else {
+        if !self.served {
             return;
-        };
-        reader.abort();
+        }
+        if let Some(reader) = &self.reader {
+            reader.abort();
+        }
         let end = if self.ended {
             End::default()
         } else {

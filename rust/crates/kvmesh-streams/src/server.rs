@@ -1,7 +1,7 @@
-//! Streams others open here, and the way on for every other call.
+//! Streams others open here, their unary calls, and the way on for every other one.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     convert::Infallible,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -30,6 +30,7 @@ use crate::{
     registry::Registry,
     socket::{Socket, connect_unix},
     tls::Current,
+    unary::{Call, plain},
 };
 
 /// Calls at once on one connection, and of these how many may be cancelled before they were looked at.
@@ -38,11 +39,20 @@ const MAX_CANCELLED: usize = 1 << 10;
 /// After a connection that could not be accepted.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// How a method is served.
+#[derive(Clone, Copy, Debug)]
+pub enum Method {
+    /// Messages both ways, for as long as either end likes.
+    Stream,
+    /// One message each way.
+    Unary,
+}
+
 /// What a listener serves.
 #[derive(Clone, Debug)]
 pub struct Listen {
-    /// Methods served as streams, as paths: `/package.Service/Method`.
-    pub methods: HashSet<String>,
+    /// Methods served here, by path: `/package.Service/Method`.
+    pub methods: HashMap<String, Method>,
     /// Unix socket of the gRPC server that takes all other calls.
     pub others: PathBuf,
 }
@@ -88,22 +98,28 @@ where
         let (listen, registry) = (Arc::clone(&listen), Arc::clone(&registry));
         let (others, driver) = (others.clone(), on.clone());
         async move {
-            let path = request.uri().path();
-            Ok::<_, Infallible>(if listen.methods.contains(path) {
-                let open = Open {
-                    method: path.to_owned(),
-                    registry,
-                    driver,
-                };
-                Grpc::new(RawCodec)
-                    .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES))
-                    .streaming(open, request)
-                    .await
-            } else {
-                others
+            let method = request.uri().path().to_owned();
+            Ok::<_, Infallible>(match listen.methods.get(&method) {
+                Some(Method::Stream) => {
+                    let open = Open {
+                        method,
+                        registry,
+                        driver,
+                    };
+                    grpc().streaming(open, request).await
+                }
+                Some(Method::Unary) if plain(&request) => {
+                    let call = Call {
+                        method,
+                        registry,
+                        driver,
+                    };
+                    grpc().client_streaming(call, request).await
+                }
+                _ => others
                     .call(&listen.others, request, &driver)
                     .await
-                    .unwrap_or_else(Status::into_http)
+                    .unwrap_or_else(Status::into_http),
             })
         }
     });
@@ -120,7 +136,12 @@ where
         .await;
 }
 
-/// A call of one of the listener's methods.
+fn grpc() -> Grpc<RawCodec> {
+    Grpc::new(RawCodec)
+        .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES))
+}
+
+/// A call of one of the listener's streaming methods.
 struct Open {
     method: String,
     registry: Arc<Registry>,
@@ -138,7 +159,7 @@ impl StreamingService<Bytes> for Open {
         let inbox = Arc::clone(registry.inbox());
         inbox.push(Event::Opened(stream, std::mem::take(&mut self.method)));
         let reader = read(request.into_inner(), stream, Arc::clone(registry), inbox);
-        outgoing.served(self.driver.tasks.spawn_abortable(reader));
+        outgoing.served(Some(self.driver.tasks.spawn_abortable(reader)));
         std::future::ready(Ok(tonic::Response::new(outgoing)))
     }
 }

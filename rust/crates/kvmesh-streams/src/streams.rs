@@ -90,7 +90,8 @@ impl Streams {
         self.registry.send(stream, message)
     }
 
-    /// Ends this side after what was sent: a served stream with OK, an opened one by a half-close.
+    /// Ends this side after what was sent: a served stream with OK, an opened one by a half-close. A unary call is
+    /// answered by what was sent last.
     pub fn end(&self, stream: StreamId) {
         self.registry.end(stream, Ok(()));
     }

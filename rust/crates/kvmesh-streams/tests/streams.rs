@@ -1,7 +1,7 @@
 //! Both ends in one process: what is sent arrives, in order, and every way a stream can end is told.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -11,9 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use kvmesh_streams::{End, Event, Listen, StreamId, Streams};
+use kvmesh_streams::{End, Event, Listen, Method, StreamId, Streams};
 
 const METHOD: &str = "/test.Service/Talk";
+const UNARY: &str = "/test.Service/Ask";
 
 /// One end, polled by a thread of its own as a loop would.
 struct Side {
@@ -76,7 +77,10 @@ struct Pair {
 
 fn listen(server: &Streams) -> u16 {
     let listen = Listen {
-        methods: HashSet::from([METHOD.to_owned()]),
+        methods: HashMap::from([
+            (METHOD.to_owned(), Method::Stream),
+            (UNARY.to_owned(), Method::Unary),
+        ]),
         others: "/nowhere".into(),
     };
     server.listen("127.0.0.1", 0, listen).expect("a port")
@@ -178,6 +182,84 @@ fn a_server_that_goes_is_noticed() {
     assert_eq!(pair.client.end().code, 14);
 }
 
+/// A unary call that has reached its server.
+fn called() -> Pair {
+    let (mut server, client) = (Side::new(), Side::new());
+    let port = listen(&server.streams);
+    let opened = client.streams.open(&format!("127.0.0.1:{port}"), UNARY);
+    let opened = opened.expect("a path");
+    client.streams.send(opened, Bytes::from("question"));
+    let Event::Called {
+        stream: served,
+        method,
+        traceparent,
+        message,
+    } = server.next()
+    else {
+        panic!("not called");
+    };
+    assert_eq!((method.as_str(), &message[..]), (UNARY, &b"question"[..]));
+    assert_eq!(traceparent, "");
+    Pair {
+        server,
+        served,
+        client,
+        opened,
+    }
+}
+
+#[test]
+fn a_unary_call_is_answered_with_one_message() {
+    let mut pair = called();
+    let streams = &pair.server.streams;
+    assert!(streams.send(pair.served, Bytes::from("answer")));
+    streams.end(pair.served);
+    assert_eq!(pair.client.message(), "answer");
+    assert_eq!(pair.client.end().code, 0);
+    assert_eq!(pair.server.end().code, 0);
+}
+
+#[test]
+fn a_unary_call_fails_whatever_was_sent_before() {
+    let mut pair = called();
+    let details = vec![("why-bin".to_owned(), vec![0, 255, 7])];
+    let streams = &pair.server.streams;
+    streams.send(pair.served, Bytes::from("answer"));
+    streams.fail(pair.served, 8, "too much", &details);
+    let Event::Closed(_, end) = pair.client.next() else {
+        panic!("not closed");
+    };
+    assert_eq!((end.code, end.message.as_str()), (8, "too much"));
+    assert_eq!(end.details, details);
+    assert_eq!(pair.server.end().code, 0);
+}
+
+#[test]
+fn a_unary_call_without_an_answer_is_an_internal_error() {
+    let mut pair = called();
+    pair.server.streams.end(pair.served);
+    assert_eq!(pair.client.end().code, 13);
+}
+
+#[test]
+fn a_unary_call_without_a_message_reaches_nobody() {
+    let (server, mut client) = (Side::new(), Side::new());
+    let port = listen(&server.streams);
+    let opened = client.streams.open(&format!("127.0.0.1:{port}"), UNARY);
+    client.streams.end(opened.expect("a path"));
+    assert_eq!(client.end().code, 13);
+    assert!(server.events.try_recv().is_err());
+}
+
+#[test]
+fn a_caller_that_cancels_its_unary_call_is_noticed() {
+    let mut pair = called();
+    pair.client.streams.cancel(pair.opened);
+    assert_eq!(pair.server.end().code, 1);
+    assert!(pair.server.streams.send(pair.served, Bytes::from("late")));
+    assert!(pair.client.events.try_recv().is_err());
+}
+
 #[test]
 fn a_reader_that_is_behind_holds_the_sender_back() {
     let mut pair = pair();
@@ -246,7 +328,7 @@ fn a_taken_port_is_refused() {
     let (one, other) = (Side::new(), Side::new());
     let port = listen(&one.streams);
     let listen = Listen {
-        methods: HashSet::new(),
+        methods: HashMap::new(),
         others: "/nowhere".into(),
     };
     assert!(other.streams.listen("127.0.0.1", port, listen).is_err());

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from kvmesh.cli.home import Home
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.settings import model_flags, parse_alias, running_config
 from kvmesh.common.config import load_config
-from kvmesh.common.errors import KvmeshError
+from kvmesh.common.errors import KvmeshError, invalid
 
 # `status` exits with this when no mesh runs.
 NOT_RUNNING = 3
@@ -33,6 +34,22 @@ app = typer.Typer(
     help="Serve a large language model from a mesh of prefill and decode workers.\n\n"
     "Start here:  [bold]kvmesh up --detach[/], then [bold]kvmesh chat[/]",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvmesh {version('kvmesh-cli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def kvmesh(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """What all commands share."""
 
 
 @app.command()
@@ -235,16 +252,77 @@ def usage(
     add_help_option=False,
 )
 def simulate(context: typer.Context) -> None:
-    """Simulate a mesh: a trace, engines and routers; `simulate fit` fits its timing to measurements.
+    """Simulate a mesh: a trace, engines and routers. `simulate fit` fits its timing to measurements, and
+    `simulate record` takes them from a mesh that serves.
 
     \b
     Examples:
       kvmesh simulate --help
       kvmesh simulate --requests 20000 --per-second 40 --workers 8 --router kv,round-robin
+      kvmesh simulate record --out requests.jsonl && kvmesh simulate fit requests.jsonl
     """
+    if context.args[:1] == ["record"]:
+        # The simulator knows no mesh.
+        status = measuring(context.args[1:], prog_name="kvmesh simulate record", standalone_mode=False)
+        raise typer.Exit(status or 0)
     from kvmesh.core import simulate
 
     raise typer.Exit(simulate(context.args))
+
+
+measuring = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@measuring.command()
+def record(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write a line for each request.")],
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests to send.")] = 100,
+    per_second: Annotated[float, typer.Option(metavar="X", min=0.001, help="A second, Poisson.")] = 1.0,
+    longest_prompt: Annotated[int, typer.Option(metavar="N", min=16, help="In tokens.")] = 1024,
+    longest_answer: Annotated[int, typer.Option(metavar="N", min=4, help="In tokens.")] = 64,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same.")] = 0,
+    model: Annotated[str, typer.Option(help="As requests name it.")] = "default",
+    config: ConfigFile = None,
+    url: Annotated[
+        str | None, typer.Option(help="Endpoint, e.g. http://host:8000; without it, this machine's mesh.")
+    ] = None,
+    key: Annotated[
+        str, typer.Option(envvar="KVMESH_API_KEY", help="API key, where the endpoint asks for one.")
+    ] = "",
+) -> None:
+    """Send requests of many lengths to a mesh, and write down what they took, for `kvmesh simulate fit`.
+
+    No two prompts share anything. Only aggregated workers can be fitted; they should have nothing else to do.
+
+    \b
+    Examples:
+      kvmesh simulate record --out requests.jsonl
+      kvmesh simulate record --out requests.jsonl --requests 300 --per-second 20 --url http://gpu-node:8000
+      kvmesh simulate fit requests.jsonl --out rates.json
+    """
+    from rich.progress import Progress
+
+    from kvmesh.cli import simulate_record
+
+    if not out.parent.is_dir():
+        raise invalid(f"--out {out}: {out.parent} is no directory")
+    certificate = ""
+    if url is None:
+        url = _running_url(config)
+        certificate = running_config(config).frontend.tls.cert
+    load = simulate_record.Load(requests, per_second, longest_prompt, longest_answer, seed)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("requests", total=requests)
+        recording = simulate_record.record(
+            url.rstrip("/").removesuffix("/v1"),
+            load,
+            lambda: progress.advance(bar),
+            model=model,
+            key=key,
+            certificate=certificate,
+        )
+        lines = asyncio.run(recording)
+    out.write_text(lines)
 
 
 def _home(config_file: Path | None) -> Home:

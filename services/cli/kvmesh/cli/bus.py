@@ -21,9 +21,17 @@ _T = TypeVar("_T")
 
 
 async def with_bucket(
-    config: Config, name: str, work: Callable[[KeyValue], Awaitable[_T]], *, max_age_s: float = 0.0
+    config: Config,
+    name: str,
+    work: Callable[[KeyValue], Awaitable[_T]],
+    *,
+    max_age_s: float = 0.0,
+    on_disk: bool = True,
 ) -> _T:
-    """What `work` makes of a bucket. Raises KvmeshError(UNAVAILABLE) where the bus cannot be reached."""
+    """What `work` makes of a bucket, which `open_bucket` makes if it is missing.
+
+    Raises KvmeshError(UNAVAILABLE) where the bus cannot be reached.
+    """
     url = config.nats.effective_url()
 
     async def ignore(_: Exception) -> None:
@@ -40,7 +48,7 @@ async def with_bucket(
             **bus_security(MeshTls.of(config.bus_tls())),
         )
         try:
-            return await work(await open_bucket(client, name, max_age_s=max_age_s))
+            return await work(await open_bucket(client, name, max_age_s=max_age_s, on_disk=on_disk))
         finally:
             await client.close()
     except BUS_FAILURES as error:

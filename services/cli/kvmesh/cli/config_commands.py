@@ -67,17 +67,18 @@ def schema(
       kvmesh config schema --yaml > mesh.yaml
     """
     if as_yaml:
-        print("\n".join(_commented(Config())))
+        print("\n".join(commented(Config())))
     else:
         print(json.dumps(Config.model_json_schema(), indent=2))
 
 
-def _commented(section: BaseModel, indent: str = "") -> list[str]:
+def commented(section: BaseModel, indent: str = "") -> list[str]:
+    """Lines of a file with every key at its value, and what it means."""
     lines = []
     for name, field in type(section).model_fields.items():
         value: Any = getattr(section, name)
         if isinstance(value, BaseModel):
-            lines += [f"{indent}{name}:", *_commented(value, indent + "  ")]
+            lines += [f"{indent}{name}:", *commented(value, indent + "  ")]
             continue
         dumped = section.model_dump(mode="json", include={name})[name]
         comment = f"  # {field.description}" if field.description else ""

@@ -122,7 +122,8 @@ def _line(process: ProcessStatus, style: str) -> Text:
 def _words(process: ProcessStatus) -> str:
     """The state as a plain sentence."""
     if process.state is ProcessState.READY:
-        return f"ready after {_seconds(process.ready_after_s)} on {process.address}"
+        where = f" on {process.address}" if process.address else ""
+        return f"ready after {_seconds(process.ready_after_s)}{where}"
     if process.state is ProcessState.RESTARTING:
         return f"{process.last_exit}; restarting"
     if process.state is ProcessState.UNREADY:

@@ -84,11 +84,11 @@ def stream_chat(
     started = time.monotonic()
     try:
         with (
-            httpx.Client(timeout=_TIMEOUT, trust_env=False, verify=_trust(certificate)) as client,
+            httpx.Client(timeout=_TIMEOUT, trust_env=False, verify=trust(certificate)) as client,
             client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as response,
         ):
             if response.status_code != 200:
-                raise _refused(response)
+                raise refused(response)
             for line in response.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
@@ -105,7 +105,8 @@ def stream_chat(
         ) from None
 
 
-def _trust(certificate: str) -> ssl.SSLContext | bool:
+def trust(certificate: str) -> ssl.SSLContext | bool:
+    """Whom httpx shall trust: the file's certificates, under any name; without one, the system's."""
     if not certificate:
         return True
     context = ssl.create_default_context(cafile=certificate)
@@ -128,7 +129,8 @@ def _apply(chunk: dict[str, Any], answer: Answer) -> str:
     return text
 
 
-def _refused(response: httpx.Response) -> KvmeshError:
+def refused(response: httpx.Response) -> KvmeshError:
+    """What an answer that is no success says."""
     response.read()
     try:
         message = response.json()["error"]["message"]

@@ -3,12 +3,15 @@
 Events go on meanwhile, so both sides are brought to one batch of the holder's stream. A digest is had at any
 batch that the holder still keeps; sets are taken as snapshots, and the older one follows the replayed batches
 to where the newer one stands.
+
+Whom to compare no router is asked alone: one that has never heard of a holder would be found right. Nor is
+its part at some batch enough: one that hears nothing any more has what the holder had then.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -31,17 +34,24 @@ DEADLINE_S = 5.0
 PATIENCE_S = 5.0
 AGAIN_S = 0.1
 
+# Who holds blocks, whatever routers know of it: where each one's EventService is, by its id.
+Registry = Callable[[], Awaitable[Mapping[str, str]]]
+# The batch a holder was at when first asked, which a router must reach: by router, holder and incarnation.
+Goals = dict[tuple[str, str, int], int]
+
 
 class Result(StrEnum):
     EQUAL = "equal"
     DIFFERENT = "different"
     # Less than the holder has, by blocks forgotten at the index's memory cap.
     CAPPED = "capped"
-    # Not complete, or of another life of the holder, for all of the time it was given.
+    # Not complete, of another life of the holder, or not where that was at first, for all of the time given.
     BEHIND = "behind"
+    # The holder is there, and the router has not heard of it in all of that time.
+    ABSENT = "absent"
     # One of the two did not answer.
     UNREACHABLE = "unreachable"
-    # Nobody knows where the holder is; what it has is not known in full.
+    # Nobody knows where the holder is, so that nothing shows whether the router's part is true.
     UNKNOWN = "unknown"
 
 
@@ -63,7 +73,12 @@ class Comparison:
 
     @property
     def fine(self) -> bool:
-        return self.result in (Result.EQUAL, Result.CAPPED, Result.UNKNOWN)
+        return self.result in (Result.EQUAL, Result.CAPPED)
+
+    @property
+    def settled(self) -> bool:
+        """Whether another try would find the same."""
+        return self.fine or self.result is Result.DIFFERENT
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,8 +124,9 @@ class Held:
 class Audit:
     """Asks routers and holders. Every call has a deadline; methods raise KvmeshError."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, registered: Registry) -> None:
         self._channels = channels
+        self._registered = registered
 
     async def state(self, router: str) -> GetStateResponse:
         """What a router says of itself."""
@@ -124,53 +140,88 @@ class Audit:
         """What a router or the holder itself has."""
         return Held.of(await EventSource(self._channels, address).snapshot(holder_id))
 
-    async def verify(self, router: str, holder: str | None = None) -> list[Comparison]:
-        """Compare a router's part of every holder it knows, or of one, with what that has."""
-        known = [holder] if holder else [held.id for held in (await self.state(router)).holders]
-        return list(await asyncio.gather(*(self._compare(router, held) for held in known)))
+    async def verify(self, routers: Sequence[str], holder: str | None = None) -> list[Comparison]:
+        """Compare each router's part of every holder that is registered or that any of them knows, or of one
+        holder, with what that has.
 
-    async def _compare(self, router: str, holder_id: str) -> Comparison:
+        Who is there is read anew at each try: what has left meanwhile is not compared.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
+        settled: dict[tuple[str, str], Comparison] = {}
+        goals: Goals = {}
         while True:
-            try:
-                comparison = await self._compare_once(router, holder_id)
-            except KvmeshError as error:
-                comparison = Comparison(router, holder_id, Result.UNREACHABLE, error=error.message)
-            settled = comparison.result not in (Result.BEHIND, Result.UNREACHABLE)
-            if settled or loop.time() > deadline:
-                return comparison
+            states = dict(zip(routers, await asyncio.gather(*map(self.state, routers)), strict=True))
+            known = _known(states.values()) | dict(await self._registered())
+            wanted = known if holder is None else {holder: known.get(holder, "")}
+            found = await asyncio.gather(
+                *(
+                    self._compare(router, state, held, address, goals)
+                    for router, state in states.items()
+                    for held, address in wanted.items()
+                    if (router, held) not in settled
+                )
+            )
+            settled |= {(one.router, one.holder): one for one in found if one.settled}
+            pending = [one for one in found if not one.settled]
+            if not pending or loop.time() > deadline:
+                return [*settled.values(), *pending]
             await asyncio.sleep(AGAIN_S)
 
-    async def _compare_once(self, router: str, holder_id: str) -> Comparison:
-        state = await self.state(router)
+    async def _compare(
+        self, router: str, state: GetStateResponse, holder_id: str, address: str, goals: Goals
+    ) -> Comparison:
+        """`address` is where others know the holder to be; empty: nobody does."""
         held = next((held for held in state.holders if held.id == holder_id), None)
-        if held is None:
-            return Comparison(router, holder_id, Result.EQUAL, error="has left meanwhile")
-        found = Comparison(router, holder_id, Result.EQUAL, _count(held.digests), held.sequence)
+        try:
+            if held is None:
+                return await self._compare_absent(router, holder_id, address)
+            held.address = held.address or address
+            capped = state.index.forgotten_total > 0
+            return await self._compare_present(router, held, goals, capped=capped)
+        except KvmeshError as error:
+            return Comparison(router, holder_id, Result.UNREACHABLE, error=error.message)
+
+    async def _compare_absent(self, router: str, holder_id: str, address: str) -> Comparison:
+        if not address:
+            return Comparison(router, holder_id, Result.UNKNOWN)
+        truth = await self.held(address, holder_id)
+        nothing = Held(truth.incarnation, truth.sequence, {})
+        return Comparison(
+            router, holder_id, Result.ABSENT, sequence=truth.sequence, missing=truth.without(nothing)
+        )
+
+    async def _compare_present(
+        self, router: str, held: IndexedHolder, goals: Goals, *, capped: bool
+    ) -> Comparison:
+        found = Comparison(router, held.id, Result.EQUAL, _count(held.digests), held.sequence)
         if not held.address:
+            # A store that is down is known to have nothing.
             found.result = Result.UNKNOWN if found.blocks else Result.EQUAL
             return found
         if not held.live:
             found.result = Result.BEHIND
             return found
-        truth = await self._digests_at(held)
-        if truth is not None and _same(truth, held.digests):
-            return found
-        return await self._compare_blocks(found, held, capped=state.index.forgotten_total > 0)
+        truth, latest = await self._published(held)
+        if truth is None or not _same(truth, held.digests):
+            found = await self._compare_blocks(found, held, capped=capped)
+            latest = found.sequence
+        goal = goals.setdefault((router, held.id, held.incarnation), latest)
+        if found.fine and held.sequence < goal:
+            found.result = Result.BEHIND
+        return found
 
-    async def _digests_at(self, held: IndexedHolder) -> Sequence[TierDigest] | None:
-        """The holder's digests after the batch the router has reached; None when it keeps that no more."""
+    async def _published(self, held: IndexedHolder) -> tuple[Sequence[TierDigest] | None, int]:
+        """The holder's digests after the batch the router has reached, and the number of its last batch; None
+        and 0 when it does not keep that any more."""
         source = EventSource(self._channels, held.address)
-        batches = source.replay(held.id, held.incarnation, held.sequence)
         try:
-            async with aclosing(batches):
-                async for batch in batches:
-                    return batch.digests
+            batches = [batch async for batch in source.replay(held.id, held.incarnation, held.sequence)]
         except KvmeshError as error:
             if error.code != ErrorCode.ERROR_CODE_NOT_FOUND:
                 raise
-        return None
+            batches = []
+        return (batches[0].digests, batches[-1].sequence) if batches else (None, 0)
 
     async def _compare_blocks(self, found: Comparison, held: IndexedHolder, *, capped: bool) -> Comparison:
         ours, truth = await asyncio.gather(self.held(found.router, held.id), self.held(held.address, held.id))
@@ -208,6 +259,14 @@ class Audit:
 
 def tier_name(tier: Tier) -> str:
     return Tier.Name(tier).removeprefix("TIER_").lower()
+
+
+def _known(states: Iterable[GetStateResponse]) -> dict[str, str]:
+    """Every holder that some router knows, and where one of them says that it is; empty: none does."""
+    known: dict[str, str] = {}
+    for held in (held for state in states for held in state.holders):
+        known[held.id] = held.address or known.get(held.id, "")
+    return known
 
 
 def _count(digests: Sequence[TierDigest]) -> int:

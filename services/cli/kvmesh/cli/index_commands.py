@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kvmesh.cli.holders import registered_holders
 from kvmesh.cli.index_audit import Audit, Comparison, Held, Result, tier_name
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.routers import router_addresses
@@ -65,9 +67,10 @@ def stats(router: Routers = None, config: ConfigFile = None, as_json: AsJson = F
 
 @app.command()
 def verify(router: Routers = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Compare every router's index with what the workers and stores have; exit with 1 when they differ.
+    """Compare every router's index with what the workers and stores have; exit with 1 unless all agree.
 
-    Works while the mesh serves. A router that is behind gets five seconds to catch up.
+    Works while the mesh serves. A router that is behind gets five seconds to catch up. Compared are all
+    that are registered or that any of the routers knows.
 
     \b
     Examples:
@@ -76,8 +79,7 @@ def verify(router: Routers = None, config: ConfigFile = None, as_json: AsJson = 
     """
 
     async def ask(audit: Audit, routers: list[str]) -> list[Comparison]:
-        found = await asyncio.gather(*(audit.verify(address) for address in routers))
-        return [comparison for of_router in found for comparison in of_router]
+        return await audit.verify(routers)
 
     comparisons = _run(ask, router, config)
     equal = all(comparison.fine for comparison in comparisons)
@@ -180,7 +182,7 @@ def _show(comparisons: list[Comparison]) -> None:
         )
     console = _console()
     console.print(table)
-    different = sum(found.result is Result.DIFFERENT for found in comparisons)
+    different = sum(found.result in (Result.DIFFERENT, Result.ABSENT) for found in comparisons)
     unsure = sum(not found.fine for found in comparisons) - different
     verdict = f"{len(comparisons)} compared, {different} different, {unsure} not comparable"
     console.print(verdict, style="red" if different or unsure else "green")
@@ -199,9 +201,10 @@ def _run(
     ask: Callable[[Audit, list[str]], Coroutine[Any, Any, _T]], routers: list[str] | None, file: Path | None
 ) -> _T:
     async def run() -> _T:
-        channels = mesh_channels(file)
+        config, channels = running_config(file), mesh_channels(file)
+        audit = Audit(channels, partial(registered_holders, config, channels))
         try:
-            return await ask(Audit(channels), routers or await router_addresses(running_config(file)))
+            return await ask(audit, routers or await router_addresses(config))
         finally:
             await channels.close()
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from kvmesh.cli.bus import with_bucket
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.settings import running_config
+from kvmesh.cli.tables import print_whole
 from kvmesh.common.buckets import read_all
 from kvmesh.common.config import Config
 from kvmesh.common.errors import KvmeshError, invalid
@@ -127,7 +128,7 @@ def list_keys(
     for key in keys:
         row = (key.id, key.tenant, key.name, ", ".join(key.models) or "all", str(key.priority), _limits(key))
         table.add_row(*map(escape, row), _day(key.created), _state(key, now))
-    Console(highlight=False).print(table)
+    print_whole(table)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from kvmesh.cli.index_audit import Audit, Comparison, tier_name
+from kvmesh.cli.index_audit import Audit, Comparison, Result, tier_name
 from kvmesh.cli.options import ConfigFile
 from kvmesh.cli.routers import router_addresses
 from kvmesh.cli.settings import mesh_channels, running_config
@@ -154,7 +154,7 @@ def verify(
         return identity, await _verified(stub.Verify(request, timeout=LONG_S))
 
     identity, tiers = _run(ask, store, config)
-    compared = _compare(identity, router, config) if index else []
+    compared = _compare(identity, store, router, config) if index else []
     sound = all(not of["corrupt"] and not of["problem"] for of in tiers) and all(c.fine for c in compared)
     if as_json:
         document = {
@@ -267,12 +267,18 @@ async def _verified(answers: AsyncIterator[Any]) -> list[dict[str, Any]]:
     return list(tiers.values())
 
 
-def _compare(identity: str, router: str | None, file: Path | None) -> list[Comparison]:
+def _compare(identity: str, store: str | None, router: str | None, file: Path | None) -> list[Comparison]:
+    async def itself() -> dict[str, str]:
+        return {identity: _address(store, file)}
+
     async def run() -> list[Comparison]:
+        address = router or (await router_addresses(running_config(file)))[0]
         channels = mesh_channels(file)
         try:
-            address = router or (await router_addresses(running_config(file)))[0]
-            return await Audit(channels).verify(address, identity)
+            return await Audit(channels, itself).verify([address], identity)
+        except KvmeshError as error:
+            # What was found of the blocks is told all the same.
+            return [Comparison(address, identity, Result.UNREACHABLE, error=error.message)]
         finally:
             await channels.close()
 
@@ -356,17 +362,21 @@ def _run(
     async def run() -> _T:
         channels = mesh_channels(file)
         try:
-            address = store
-            if address is None:
-                kvbm = running_config(file).kvbm
-                address = f"{kvbm.advertised_host()}:{kvbm.port}"
-            return await ask(KvbmServiceStub(channels.get(address)))
+            return await ask(KvbmServiceStub(channels.get(_address(store, file))))
         except grpc.aio.AioRpcError as error:
             raise KvmeshError.from_rpc(error, "kvbm") from None
         finally:
             await channels.close()
 
     return asyncio.run(run())
+
+
+def _address(store: str | None, file: Path | None) -> str:
+    """Of the named store, or of the mesh's own."""
+    if store is not None:
+        return store
+    kvbm = running_config(file).kvbm
+    return f"{kvbm.advertised_host()}:{kvbm.port}"
 
 
 def _table(*columns: str) -> Table:

@@ -14,7 +14,7 @@ from kvmesh.cli import devices
 from kvmesh.cli.home import Home
 from kvmesh.cli.pids import MARKER
 from kvmesh.cli.ports import free_port
-from kvmesh.cli.probes import GrpcHealth, NatsGreeting
+from kvmesh.cli.probes import ForkserverGreeting, GrpcHealth, NatsGreeting
 from kvmesh.cli.process import ProcessSpec
 from kvmesh.cli.settings import Worker, workers_of
 from kvmesh.common.config import Config, Listen
@@ -183,6 +183,9 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
     real = {worker.name: worker.config.engine for worker in workers if worker.config.engine.kind == "sglang"}
     parts = devices.divide(real, devices.visible(base)) if has_gpu() else {}
     threads = _threads(len(real), base)
+    forked = {name for name, engine in real.items() if engine.forkserver and not has_gpu()}
+    if any(not real[name].forkserver_socket for name in forked):
+        yield _forkserver(config, home, base | threads, len(real))
     for worker in workers:
         name, role = worker.name, worker.role
         # Kept over restarts; chosen here so that they are known before the worker is up.
@@ -196,6 +199,8 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
             "KVMESH_WORKER__METRICS_PORT": str(listen.metrics_port),
             **_model_environment(config, worker),
         }
+        if name in forked and not real[name].forkserver_socket:
+            identity["KVMESH_ENGINE__FORKSERVER_SOCKET"] = _forkserver_socket(home)
         service = "PrefillService" if role == "prefill" else "DecodeService"
         part = parts.get(name)
         yield _role(
@@ -212,6 +217,31 @@ def _workers(config: Config, home: Home, base: dict[str, str]) -> Iterator[Proce
             role=role,
             after=part.after if part else "",
         )
+
+
+def _forkserver(config: Config, home: Home, environment: dict[str, str], engines: int) -> ProcessSpec:
+    socket = _forkserver_socket(home)
+    return ProcessSpec(
+        name="sglang",
+        role="sglang",
+        command=[
+            sys.executable,
+            # SGLang warns of every kind of device this machine does not have.
+            "-Wignore::UserWarning",
+            "-m",
+            "kvmesh.engine.sglang.forkserver",
+            socket,
+            config.worker.host,
+            str(engines),
+        ],
+        environment=environment,
+        probe=lambda: ForkserverGreeting(socket),
+        stage=_CORE,
+    )
+
+
+def _forkserver_socket(home: Home) -> str:
+    return str(home.root / "sglang.sock")
 
 
 def _model_environment(config: Config, worker: Worker) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,26 @@ class NatsGreeting(Probe):
             return greeting.startswith(b"INFO ") and bool(json.loads(greeting[5:]).get("jetstream"))
         except (OSError, TimeoutError, ValueError):
             return False
+
+    async def close(self) -> None:
+        pass
+
+
+class ForkserverGreeting(Probe):
+    """The first packet of a process that has SGLang imported; it comes when that is done."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def ready(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+            asking.setblocking(False)
+            try:
+                asking.connect(self._path)
+                async with asyncio.timeout(DEADLINE_S):
+                    return bool(await asyncio.get_running_loop().sock_recv(asking, 4096))
+            except (OSError, TimeoutError):
+                return False
 
     async def close(self) -> None:
         pass

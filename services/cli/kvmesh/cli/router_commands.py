@@ -95,7 +95,7 @@ def explain(
 
 @app.command()
 def rates(router: Routers = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Show how long work takes, as learned: per hardware class, and how much slower single workers are.
+    """Show how long work takes, as learned: per hardware class, and single workers' and links' paces.
 
     `error` is the mean relative error of late, each prediction judged before it was learned from.
 
@@ -261,8 +261,24 @@ def _show_rates(console: Console, model: ModelRates) -> None:
             error = f"{law.error:.0%}" if law.observations else "-"
             table.add_row(of.hardware_class, str(of.workers), law.name, terms, f"{law.observations:,}", error)
     console.print(table)
-    slow = [f"{one.worker_id} x{one.slowness:.2f}" for one in model.workers if one.slowness != 1.0]
-    console.print(f"slower than their class: {', '.join(slow) or 'none'}", soft_wrap=True)
+    paces = _table("worker", "class", "pace", "observed", "error")
+    for one in model.workers:
+        error = f"{one.error:.0%}" if one.observations else "-"
+        paces.add_row(
+            one.worker_id, one.hardware_class, f"x{one.slowness:.2f}", f"{one.observations:,}", error
+        )
+    console.print(paces)
+    if model.links:
+        links = _table("from", "to", "link", "observed", "error")
+        for link in model.links:
+            links.add_row(
+                link.prefill_id,
+                link.decode_id,
+                f"x{link.slowness:.2f}",
+                f"{link.observations:,}",
+                f"{link.error:.0%}",
+            )
+        console.print(links)
 
 
 def _decision(decision: Decision) -> dict[str, Any]:
@@ -329,8 +345,24 @@ def _rates(model: ModelRates) -> dict[str, Any]:
             for of in model.classes
         ],
         "workers": [
-            {"id": one.worker_id, "class": one.hardware_class, "slowness": one.slowness}
+            {
+                "id": one.worker_id,
+                "class": one.hardware_class,
+                "slowness": one.slowness,
+                "observations": one.observations,
+                "error": one.error,
+            }
             for one in model.workers
+        ],
+        "links": [
+            {
+                "prefill": link.prefill_id,
+                "decode": link.decode_id,
+                "slowness": link.slowness,
+                "observations": link.observations,
+                "error": link.error,
+            }
+            for link in model.links
         ],
     }
 

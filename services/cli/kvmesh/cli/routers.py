@@ -14,12 +14,13 @@ from kvmesh.common.config import Config
 from kvmesh.common.discovery.routers import read_router
 from kvmesh.common.tls import MeshTls
 
-_DEADLINE_S = 2.0
+# Only a NATS that hangs takes it: one that is down refuses at once.
+_DEADLINE_S = 5.0
 
 
 async def router_addresses(config: Config) -> list[str]:
     """As configured; else of all routers that have registered; else, where none has or NATS is away, this
-    configuration's own. Takes two seconds at most."""
+    configuration's own. Takes five seconds at most."""
     if config.router.addresses() or config.discovery.kind != "nats":
         return config.router.effective_addresses()
     return await _registered(config) or config.router.effective_addresses()
@@ -34,7 +35,7 @@ async def _registered(config: Config) -> list[str]:
             client = await nats.connect(
                 config.nats.effective_url(),
                 allow_reconnect=False,
-                connect_timeout=1,
+                connect_timeout=int(_DEADLINE_S),
                 error_cb=ignore,
                 **bus_security(MeshTls.of(config.bus_tls())),
             )

@@ -9,12 +9,12 @@ import sys
 import time
 from dataclasses import asdict, fields
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kvmesh.cli.bus import with_bucket
 from kvmesh.cli.key_commands import date_of, seconds_of
+from kvmesh.cli.tables import print_whole
 from kvmesh.common.buckets import read_all
 from kvmesh.common.config import Config
 from kvmesh.common.errors import invalid
@@ -48,7 +48,7 @@ def usage(config: Config, tenant: str | None, since: str, *, as_csv: bool, as_js
         for row in rows:
             counts = (f"{row[column]:,}" for column in columns[2:])
             table.add_row(escape(row["tenant"] or "-"), escape(row["model"]), *counts)
-        Console(highlight=False).print(table)
+        print_whole(table)
 
 
 def since_of(text: str, now: float) -> float:

@@ -108,7 +108,7 @@ class KvInfo(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., namespace: _Optional[bytes] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("id", "incarnation", "role", "engine", "state", "address", "node", "model", "kv", "bootstrap", "load", "pid", "device", "pass_tokens")
+    __slots__ = ("id", "incarnation", "role", "engine", "state", "address", "node", "model", "kv", "bootstrap", "load", "pid", "device", "pass_tokens", "probe")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class WorkerInfo(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PASS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: int
     role: Role
@@ -137,7 +138,44 @@ class WorkerInfo(_message.Message):
     pid: int
     device: str
     pass_tokens: int
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., engine: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., kv: _Optional[_Union[KvInfo, _Mapping]] = ..., bootstrap: _Optional[_Union[BootstrapAddress, _Mapping]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., pass_tokens: _Optional[int] = ...) -> None: ...
+    probe: Probe
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., engine: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., kv: _Optional[_Union[KvInfo, _Mapping]] = ..., bootstrap: _Optional[_Union[BootstrapAddress, _Mapping]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., pass_tokens: _Optional[int] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("prefill", "decode", "transfer")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    prefill: _containers.RepeatedCompositeFieldContainer[PrefillTime]
+    decode: _containers.RepeatedCompositeFieldContainer[StepTime]
+    transfer: _containers.RepeatedCompositeFieldContainer[TransferTime]
+    def __init__(self, prefill: _Optional[_Iterable[_Union[PrefillTime, _Mapping]]] = ..., decode: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., transfer: _Optional[_Iterable[_Union[TransferTime, _Mapping]]] = ...) -> None: ...
+
+class PrefillTime(_message.Message):
+    __slots__ = ("tokens", "ms")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    ms: float
+    def __init__(self, tokens: _Optional[int] = ..., ms: _Optional[float] = ...) -> None: ...
+
+class StepTime(_message.Message):
+    __slots__ = ("streams", "pool_share", "ms")
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    POOL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MS_FIELD_NUMBER: _ClassVar[int]
+    streams: int
+    pool_share: float
+    ms: float
+    def __init__(self, streams: _Optional[int] = ..., pool_share: _Optional[float] = ..., ms: _Optional[float] = ...) -> None: ...
+
+class TransferTime(_message.Message):
+    __slots__ = ("tokens", "ms")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    ms: float
+    def __init__(self, tokens: _Optional[int] = ..., ms: _Optional[float] = ...) -> None: ...
 
 class BootstrapAddress(_message.Message):
     __slots__ = ("host", "port")

@@ -108,7 +108,7 @@ class ObjectStats(_message.Message):
     def __init__(self, url: _Optional[str] = ..., problem: _Optional[str] = ..., outages_total: _Optional[int] = ..., recovered: _Optional[int] = ..., written_total: _Optional[int] = ..., written_bytes_total: _Optional[int] = ..., waiting: _Optional[int] = ..., skipped: _Optional[_Mapping[str, int]] = ..., recalled_total: _Optional[int] = ..., read_bytes_total: _Optional[int] = ..., missed: _Optional[_Mapping[str, int]] = ..., bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class TierStats(_message.Message):
-    __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted", "scrubbed_total", "scrub_passes_total")
+    __slots__ = ("tier", "capacity_bytes", "used_bytes", "blocks", "blocks_in_use", "stored_total", "loaded_total", "evicted_total", "lookups_total", "hits_total", "corrupt_total", "evicted", "scrubbed_total", "scrub_passes_total", "hinted_total")
     class EvictedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class TierStats(_message.Message):
     EVICTED_FIELD_NUMBER: _ClassVar[int]
     SCRUBBED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SCRUB_PASSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HINTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     tier: _common_pb2.Tier
     capacity_bytes: int
     used_bytes: int
@@ -144,7 +145,8 @@ class TierStats(_message.Message):
     evicted: _containers.ScalarMap[str, int]
     scrubbed_total: int
     scrub_passes_total: int
-    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., stored_total: _Optional[int] = ..., loaded_total: _Optional[int] = ..., evicted_total: _Optional[int] = ..., lookups_total: _Optional[int] = ..., hits_total: _Optional[int] = ..., corrupt_total: _Optional[int] = ..., evicted: _Optional[_Mapping[str, int]] = ..., scrubbed_total: _Optional[int] = ..., scrub_passes_total: _Optional[int] = ...) -> None: ...
+    hinted_total: int
+    def __init__(self, tier: _Optional[_Union[_common_pb2.Tier, str]] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., blocks_in_use: _Optional[int] = ..., stored_total: _Optional[int] = ..., loaded_total: _Optional[int] = ..., evicted_total: _Optional[int] = ..., lookups_total: _Optional[int] = ..., hits_total: _Optional[int] = ..., corrupt_total: _Optional[int] = ..., evicted: _Optional[_Mapping[str, int]] = ..., scrubbed_total: _Optional[int] = ..., scrub_passes_total: _Optional[int] = ..., hinted_total: _Optional[int] = ...) -> None: ...
 
 class NvmeStats(_message.Message):
     __slots__ = ("problem", "io", "outages_total", "recovered", "spilled_total", "shed_total", "unlikely_total", "over_budget_total", "unplaced_total", "promoted_total", "failed_total", "coming", "written_bytes_total", "read_bytes_total", "late_total")
@@ -227,20 +229,22 @@ class ReleaseResponse(_message.Message):
     def __init__(self, released: _Optional[bool] = ...) -> None: ...
 
 class HintRequest(_message.Message):
-    __slots__ = ("model", "digests", "session", "returns", "tool_call", "returns_in_s")
+    __slots__ = ("model", "digests", "hashes", "session", "returns", "tool_call", "returns_in_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
     RETURNS_IN_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     digests: _containers.RepeatedScalarFieldContainer[bytes]
+    hashes: _containers.RepeatedScalarFieldContainer[int]
     session: int
     returns: bool
     tool_call: bool
     returns_in_s: float
-    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., session: _Optional[int] = ..., returns: _Optional[bool] = ..., tool_call: _Optional[bool] = ..., returns_in_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Iterable[bytes]] = ..., hashes: _Optional[_Iterable[int]] = ..., session: _Optional[int] = ..., returns: _Optional[bool] = ..., tool_call: _Optional[bool] = ..., returns_in_s: _Optional[float] = ...) -> None: ...
 
 class HintResponse(_message.Message):
     __slots__ = ()

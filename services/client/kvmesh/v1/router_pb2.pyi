@@ -25,7 +25,7 @@ class RouterInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "model", "block_hashes", "prompt_tokens", "max_new_tokens", "tenant", "session_id", "priority", "policy", "explain", "exclude_worker_ids", "deadline_ms", "needs", "adapter")
+    __slots__ = ("request_id", "model", "block_hashes", "prompt_tokens", "max_new_tokens", "tenant", "session_id", "priority", "policy", "explain", "exclude_worker_ids", "deadline_ms", "needs", "adapter", "hint")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class RouteRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     block_hashes: _containers.RepeatedScalarFieldContainer[int]
@@ -54,7 +55,18 @@ class RouteRequest(_message.Message):
     deadline_ms: int
     needs: _containers.RepeatedScalarFieldContainer[_common_pb2.Capability]
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., block_hashes: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., priority: _Optional[int] = ..., policy: _Optional[str] = ..., explain: _Optional[bool] = ..., exclude_worker_ids: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., needs: _Optional[_Iterable[_Union[_common_pb2.Capability, str]]] = ..., adapter: _Optional[str] = ...) -> None: ...
+    hint: ReturnHint
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., block_hashes: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., priority: _Optional[int] = ..., policy: _Optional[str] = ..., explain: _Optional[bool] = ..., exclude_worker_ids: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., needs: _Optional[_Iterable[_Union[_common_pb2.Capability, str]]] = ..., adapter: _Optional[str] = ..., hint: _Optional[_Union[ReturnHint, _Mapping]] = ...) -> None: ...
+
+class ReturnHint(_message.Message):
+    __slots__ = ("returns", "tool_call", "returns_in_s")
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_IN_S_FIELD_NUMBER: _ClassVar[int]
+    returns: bool
+    tool_call: bool
+    returns_in_s: float
+    def __init__(self, returns: _Optional[bool] = ..., tool_call: _Optional[bool] = ..., returns_in_s: _Optional[float] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
     __slots__ = ("placement", "expected", "lease", "candidates", "policy")
@@ -384,7 +396,7 @@ class GetRatesResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelRates, _Mapping]]] = ...) -> None: ...
 
 class ModelRates(_message.Message):
-    __slots__ = ("model", "classes", "workers", "predictions", "bias_ms", "error_ms", "actual_ms")
+    __slots__ = ("model", "classes", "workers", "predictions", "bias_ms", "error_ms", "actual_ms", "links")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
@@ -392,6 +404,7 @@ class ModelRates(_message.Message):
     BIAS_MS_FIELD_NUMBER: _ClassVar[int]
     ERROR_MS_FIELD_NUMBER: _ClassVar[int]
     ACTUAL_MS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     model: str
     classes: _containers.RepeatedCompositeFieldContainer[ClassRates]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerPace]
@@ -399,7 +412,8 @@ class ModelRates(_message.Message):
     bias_ms: float
     error_ms: float
     actual_ms: float
-    def __init__(self, model: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassRates, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerPace, _Mapping]]] = ..., predictions: _Optional[int] = ..., bias_ms: _Optional[float] = ..., error_ms: _Optional[float] = ..., actual_ms: _Optional[float] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[LinkPace]
+    def __init__(self, model: _Optional[str] = ..., classes: _Optional[_Iterable[_Union[ClassRates, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerPace, _Mapping]]] = ..., predictions: _Optional[int] = ..., bias_ms: _Optional[float] = ..., error_ms: _Optional[float] = ..., actual_ms: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkPace, _Mapping]]] = ...) -> None: ...
 
 class ClassRates(_message.Message):
     __slots__ = ("hardware_class", "workers", "laws")
@@ -431,14 +445,32 @@ class Law(_message.Message):
     def __init__(self, name: _Optional[str] = ..., coefficients: _Optional[_Mapping[str, float]] = ..., observations: _Optional[int] = ..., error: _Optional[float] = ...) -> None: ...
 
 class WorkerPace(_message.Message):
-    __slots__ = ("worker_id", "hardware_class", "slowness")
+    __slots__ = ("worker_id", "hardware_class", "slowness", "observations", "error")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
     SLOWNESS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     hardware_class: str
     slowness: float
-    def __init__(self, worker_id: _Optional[str] = ..., hardware_class: _Optional[str] = ..., slowness: _Optional[float] = ...) -> None: ...
+    observations: int
+    error: float
+    def __init__(self, worker_id: _Optional[str] = ..., hardware_class: _Optional[str] = ..., slowness: _Optional[float] = ..., observations: _Optional[int] = ..., error: _Optional[float] = ...) -> None: ...
+
+class LinkPace(_message.Message):
+    __slots__ = ("prefill_id", "decode_id", "slowness", "observations", "error")
+    PREFILL_ID_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SLOWNESS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    prefill_id: str
+    decode_id: str
+    slowness: float
+    observations: int
+    error: float
+    def __init__(self, prefill_id: _Optional[str] = ..., decode_id: _Optional[str] = ..., slowness: _Optional[float] = ..., observations: _Optional[int] = ..., error: _Optional[float] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
     __slots__ = ("policy", "temperature", "max_waiting", "max_wait_s", "shadow")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvmesh.core import namespace_seed
+
 
 def block_salt(cache_salt: str, adapter: str) -> str:
     """Under which a request's blocks are named on every tier; empty: by their tokens alone.
@@ -9,3 +11,8 @@ def block_salt(cache_salt: str, adapter: str) -> str:
     Adapters change what is cached of the same tokens. Engines and whoever hashes a prompt say it alike.
     """
     return "/".join(part for part in (cache_salt, f"adapter:{adapter}" if adapter else "") if part)
+
+
+def chain_seed(salt: str) -> bytes:
+    """What the names of blocks under a salt begin from: 32 bytes, or none without a salt."""
+    return namespace_seed(cache_salt=salt) if salt else b""

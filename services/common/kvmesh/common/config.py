@@ -6,17 +6,17 @@ keys are refused with the nearest known one. Roles get the whole configuration a
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from kvmesh.common.config_problems import check_sections, explain
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.common.served import (
     EngineConfig,
@@ -159,6 +159,8 @@ class FrontendConfig(Listen):
     """larger request headers are refused with 431"""
     header_timeout_s: float = Field(default=20.0, gt=0)
     """headers that are not whole by then are refused with 408"""
+    write_timeout_s: float = Field(default=60.0, gt=0)
+    """a client that takes nothing of what waits for it for so long is cut off"""
     keepalive_s: float = Field(default=15.0, ge=0)
     """a comment is sent in a stream that was quiet for so long; 0: never"""
     processes: int = Field(default=1, ge=1, le=256)
@@ -174,6 +176,8 @@ class FrontendConfig(Listen):
     store: StoreConfig = StoreConfig()
     drain_s: float = Field(default=30.0, ge=0)
     """longest wait for live requests at shutdown"""
+    log_prompts: bool = False
+    """log each prompt's text, as the model gets it; by default no log has any of it"""
 
 
 class DecisionLogConfig(Section):
@@ -442,15 +446,18 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     data: Any = {}
     if path is not None:
         try:
-            data = yaml.safe_load(Path(path).read_text()) or {}
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise invalid(f"cannot read configuration {path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise invalid(
+                f"configuration {path} is not UTF-8: {error.reason} at byte {error.start}"
+            ) from None
         except yaml.YAMLError as error:
             raise invalid(f"configuration {path} is not valid YAML: {error}") from None
         if not isinstance(data, dict):
-            raise invalid(
-                f"configuration {path} must be a mapping of sections, e.g. `router: {{policy: kv}}`"
-            )
+            raise invalid(f"configuration {path} must be a mapping, e.g. `router: {{policy: kv}}`")
+    check_sections(os.environ, Config)
     try:
         config = Config(**data)
         if overrides:
@@ -459,7 +466,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         # Only the environment holds text that may fail to parse.
         raise invalid(f"environment: {error}; lists and whole sections are given as JSON") from None
     except ValidationError as error:
-        raise invalid(f"configuration {path or ''}: ".replace(" :", ":") + _explain(error)) from None
+        raise invalid(f"configuration {path or ''}: ".replace(" :", ":") + explain(error, Config)) from None
     return config
 
 
@@ -469,31 +476,6 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _keys_at(problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
-            lines.append(f"unknown key `{place}`; {hint}")
-        else:
-            lines.append(f"`{place}`: {problem['msg'].lower()}")
-    return "; ".join(lines)
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
 
 
 __all__ = ["Config", "KvmeshError", "Listen", "load_config"]

@@ -20,7 +20,7 @@ from kvmesh.common import metrics, telemetry
 from kvmesh.common.config import Config, Listen
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.server import OPTIONS, ServerInterceptor
-from kvmesh.common.grpc.streams import Accept, StreamHub
+from kvmesh.common.grpc.streams import Accept, AcceptCall, StreamHub
 from kvmesh.common.http import StatusServer
 from kvmesh.common.signals import StopSignal
 from kvmesh.common.tls import MeshTls
@@ -85,6 +85,7 @@ class RoleServer:
         self._updates: set[asyncio.Task[None]] = set()
         self._http = StatusServer(lambda: self._ready)
         self._streams: dict[str, Accept] = {}
+        self._unary: dict[str, AcceptCall] = {}
         self._hub: StreamHub | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._tls = MeshTls.of(config.tls)
@@ -102,6 +103,11 @@ class RoleServer:
         self._streams[f"/{full_name}/{method}"] = accept
         if full_name not in self._services:
             self._services.append(full_name)
+
+    def add_unary(self, full_name: str, method: str, accept: AcceptCall) -> None:
+        """Serve one unary method of `full_name` off the data plane. The same method of its `add_service`
+        takes the calls whose messages are compressed."""
+        self._unary[f"/{full_name}/{method}"] = accept
 
     def add_service(self, full_name: str, add: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
         """Serve `full_name`, e.g. "kvmesh.v1.RouterService", by the generated `add_..._to_server`."""
@@ -174,7 +180,10 @@ class RoleServer:
             await asyncio.gather(*self._updates)
         await self._health.enter_graceful_shutdown()
         # Not left to grpc's own grace, which would wait for health watchers that never hang up.
-        drained = await self._interceptor.drain(drain_s)
+        draining = [self._interceptor.drain(drain_s)]
+        if self._hub is not None:
+            draining.append(self._hub.drain(drain_s))
+        drained = all(await asyncio.gather(*draining))
         # What the last calls answered must still reach the wire.
         await self.server.stop(FLUSH_S if drained else None)
         if self._hub is not None:
@@ -185,8 +194,8 @@ class RoleServer:
         await self._http.stop()
 
     def _bind(self, host: str, port: int) -> int:
-        """Listen; returns the port. With streams, grpc's own server is behind them, on a unix socket."""
-        if not self._streams:
+        """Listen; returns the port. With a data plane, grpc's own server is behind it, on a unix socket."""
+        if not self._streams and not self._unary:
             if self._tls is None:
                 return self.server.add_insecure_port(_join(host, port))
             return self.server.add_secure_port(_join(host, port), self._tls.server_credentials())
@@ -194,7 +203,7 @@ class RoleServer:
         socket = f"{self._directory.name}/grpc"
         self.server.add_insecure_port(f"unix:{socket}")
         self._hub = StreamHub(metrics.rpc(self._role), self._tls)
-        return self._hub.serve(host, port, self._streams, socket)
+        return self._hub.serve(host, port, self._streams, socket, self._unary)
 
     def _unbind(self) -> None:
         hub, self._hub = self._hub, None

@@ -15,6 +15,7 @@ TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75
 ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 DURATION_BUCKETS = tuple(0.01 * 2**n for n in range(14))
 TOKEN_BUCKETS = tuple(2**n for n in range(18))
+FETCH_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 RPC_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
@@ -36,6 +37,10 @@ class RpcMetrics:
             f"{prefix}_duration_seconds", "from receipt to status", ["method"], buckets=RPC_BUCKETS
         )
         self.in_flight = Gauge(f"{prefix}_in_flight", "RPCs running now", ["method"])
+        # To find a label's metric costs more than to count.
+        self.ended_as = cache(self.requests.labels)
+        self.duration_of = cache(self.duration.labels)
+        self.in_flight_of = cache(self.in_flight.labels)
 
 
 class BusMetrics:
@@ -142,6 +147,13 @@ class RouterMetrics:
             "predicted cost of the shadow's choices, and of the live ones; their difference is the regret",
             ["policy", "of"],
         )
+        # Below 0 where the shadow's choice would have cost more.
+        self.shadow_regret = Histogram(
+            f"{p}_shadow_regret_seconds",
+            "predicted cost that the shadow's choice would have saved",
+            ["policy"],
+            buckets=(-1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1, 10),
+        )
         self.shadow_ttft = Counter(
             f"{p}_shadow_ttft_seconds_total", "predicted time to the first token, of both", ["policy", "of"]
         )
@@ -156,6 +168,9 @@ class RouterMetrics:
         )
         self.cached_by_tier = by_tier(self.cached_tokens)
         self.leases = Gauge(f"{p}_leases", "leases held now")
+        self.leaked_leases = Gauge(
+            f"{p}_leaked_leases", "held leases that nobody will end, and slots whose lease is gone; 0"
+        )
         self.leases_ended = Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
         self.ended_by = cache(self.leases_ended.labels)
         self.unknown_leases = Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
@@ -190,8 +205,15 @@ class RouterMetrics:
         self.lag = Gauge(f"{p}_index_behind_batches", "batches known of but not applied, over all holders")
         self.index_blocks = Gauge(f"{p}_index_blocks", "(block, holder, tier) entries")
         self.index_bytes = Gauge(f"{p}_index_bytes", "memory of the prefix index")
+        # The index counts; a counter of ours cannot be made to read that.
+        self.index_forgotten = Gauge(
+            f"{p}_index_forgotten_blocks", "blocks forgotten at the memory cap since the start"
+        )
         self.prefetches = Counter(
             f"{p}_prefetches_total", "hints to stores to bring a placed prompt's blocks up", ["result"]
+        )
+        self.hints = Counter(
+            f"{p}_hints_total", "what requests say of their return, told to stores", ["result"]
         )
         self.index_holders = Gauge(f"{p}_index_holders", "holders known", ["state"])
 
@@ -214,6 +236,13 @@ class WorkerMetrics:
             f"{p}_cached_tokens_total", "prompt tokens that were not computed", ["tier"]
         )
         self.transferred_bytes = Counter(f"{p}_transferred_bytes_total", "KV bytes handed over")
+        self.store_pages = Counter(
+            f"{p}_store_pages_total", "pages to and from the node's store, by what became of them", ["what"]
+        )
+        self.store_failed_loads = Counter(
+            f"{p}_store_failed_loads_total",
+            "loads from the store that failed; their requests are tried again",
+        )
         self.finished = Counter(f"{p}_finished_total", "requests that ended", ["reason"])
         self.kv_events = Counter(f"{p}_kv_events_total", "KV events published", ["type"])
         self.kv_event_gaps = Counter(
@@ -238,6 +267,11 @@ class KvbmMetrics:
         self.evicted = Counter(f"{p}_evicted_total", "blocks evicted", ["tier", "reason"])
         self.lookups = Counter(f"{p}_lookups_total", "blocks looked up", ["tier"])
         self.hits = Counter(f"{p}_hits_total", "blocks found", ["tier"])
+        self.misses = Counter(f"{p}_misses_total", "blocks not found", ["tier"])
+        self.hinted = Counter(
+            f"{p}_hinted_total", "chains used whose request had said something of its return", ["tier"]
+        )
+        self.host_bytes = Counter(f"{p}_host_bytes_total", "bytes of blocks stored and loaded", ["direction"])
         self.corrupt = Counter(f"{p}_corrupt_total", "blocks dropped for a wrong checksum", ["tier"])
         self.scrubbed = Counter(f"{p}_scrubbed_total", "blocks checked at rest", ["tier"])
         self.scrub_passes = Counter(f"{p}_scrub_passes_total", "passes over all of the tier", ["tier"])
@@ -246,6 +280,9 @@ class KvbmMetrics:
         self.pinned_bytes = Gauge(f"{p}_pinned_bytes", "bytes of pinned blocks")
         self.nvme_up = Gauge(f"{p}_nvme_up", "whether the nvme tier works")
         self.nvme_coming = Gauge(f"{p}_nvme_coming", "blocks to be read back now")
+        self.nvme_waiting = Gauge(
+            f"{p}_nvme_waiting", "blocks to be written before memory has room again for what comes next"
+        )
         self.nvme_outages = Counter(f"{p}_nvme_outages_total", "times the nvme tier was taken out")
         self.nvme_spilled = Counter(
             f"{p}_nvme_spilled_total", "blocks written before they left the host tier"
@@ -260,6 +297,11 @@ class KvbmMetrics:
             f"{p}_network_fetched_total", "blocks read out of other stores' arenas"
         )
         self.network_bytes = Counter(f"{p}_network_bytes_total", "bytes of these")
+        self.network_fetch = Histogram(
+            f"{p}_network_fetch_seconds",
+            "reading a batch out of another store's arena, and verifying it",
+            buckets=FETCH_BUCKETS,
+        )
         self.network_failed = Counter(
             f"{p}_network_failed_total", "blocks wanted from another store that did not come", ["reason"]
         )

@@ -58,6 +58,12 @@ class EngineConfig(Section):
     kind: Literal["sglang", "mock"] = "sglang"
     page_size: int = Field(default=16, gt=0)
     """tokens in a block"""
+    probe: bool = True
+    """engines measure themselves as they start, two seconds at most, so that routers need not guess"""
+    forkserver: bool = True
+    """on CPUs, `kvmesh up` imports SGLang once and forks engines from there: they start much sooner"""
+    forkserver_socket: str = ""
+    """of a process that forks engines and runs already; empty: the mesh has its own"""
     args: dict[str, Any] = {}
     """SGLang server arguments, e.g. `tp_size: 2`, `max_total_tokens: 65536`; they win over kvmesh's own"""
     prefill_args: dict[str, Any] = {}

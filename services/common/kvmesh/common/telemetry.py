@@ -95,6 +95,11 @@ class span:
         self._token = trace.CURRENT.set(context)
         return self
 
+    @property
+    def recorded(self) -> bool:
+        """Whether anybody will see its attributes."""
+        return self._otel is not None
+
     def set(self, **attributes: Any) -> None:
         """Add attributes known only later."""
         if self._otel is not None:
@@ -145,7 +150,12 @@ def _setup_logs(level: str, text: bool, stream: TextIO) -> None:
     ]
     if text:
         shared.append(_text_timestamp)
-        renderer: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
+        renderer: Any = structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(),
+            sort_keys=False,
+            # The default one shows local variables, among them keys and prompts.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         rendering: list[Any] = [renderer]
     else:
         rendering = [structlog.processors.format_exc_info, _order, structlog.processors.JSONRenderer()]

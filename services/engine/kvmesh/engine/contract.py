@@ -116,6 +116,8 @@ class Timing:
     prefill_ms: float = 0.0
     transfer_ms: float = 0.0
     transfer_bytes: int = 0
+    # Until the last of its cached blocks had come from the node's store; computing goes on meanwhile.
+    load_ms: float = 0.0
 
 
 class FinishReason(StrEnum):
@@ -197,6 +199,32 @@ class EngineInfo:
     adapters: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What an engine has measured of itself; empty where its role does none of it, or there was no time."""
+
+    # Prompts of so many tokens, computed with nothing cached and nothing beside them: (tokens, ms).
+    prefill: tuple[tuple[int, float], ...] = ()
+    # (streams, share of the device pool's blocks they hold, ms between the tokens of each).
+    decode: tuple[tuple[int, float, float], ...] = ()
+    # KV handed to another engine: (tokens, ms).
+    transfer: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class StoreTraffic:
+    """What went between an engine and its node's store since its start, in pages."""
+
+    offloaded: int = 0
+    # The store had no room for them, or was not there.
+    refused: int = 0
+    # Not even tried, because the copier was behind.
+    shed: int = 0
+    loaded: int = 0
+    # Loads, not pages, that were begun and failed; their requests were aborted, to be tried again.
+    failed_loads: int = 0
+
+
 @dataclass(slots=True)
 class EngineLoad:
     """Gauges of this moment and totals since the start."""
@@ -210,6 +238,7 @@ class EngineLoad:
     prompt_tokens_total: int = 0
     output_tokens_total: int = 0
     transferred_bytes_total: int = 0
+    store: StoreTraffic = field(default_factory=StoreTraffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +248,10 @@ class BlocksStored:
     hashes: Sequence[int]
     # The block before the first; None for a prompt's first block.
     parent: int | None = None
-    # Of all the blocks, from engines with hashes of their own.
+    # From engines with hashes of their own: the tokens of all the blocks; and of a prompt's first blocks the
+    # `EngineRequest.block_salt` they are cached under. Those whose salt is not told cannot be named.
     token_ids: Sequence[int] = ()
+    block_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +307,19 @@ class Engine(ABC):
         the next one goes on where the last has stopped."""
 
     @abstractmethod
-    async def cache_prompt(self, token_ids: Sequence[int]) -> None:
+    async def cache_prompt(self, token_ids: Sequence[int], cache_salt: str = "") -> None:
         """Run a prompt, with no peer whatever the role, and leave its whole blocks in the cache.
 
         A decode engine has nobody to compute them, so their content may be anything: for prompts that
         nobody asks for. Raises KvmeshError, as a request for it would end with.
+        """
+
+    @abstractmethod
+    async def probe(self) -> Probe:
+        """Measure what work takes, in some two seconds at most; for engines that run nothing else meanwhile.
+
+        Leaves no trace: no block in the device's cache or in a tier below, no event, nothing in the totals of
+        the load. What takes longer is left out. Raises KvmeshError when the engine has died.
         """
 
     @abstractmethod

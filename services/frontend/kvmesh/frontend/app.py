@@ -60,6 +60,7 @@ _LOADED = {
 # Headers that pages of other origins may read.
 _EXPOSED = (
     "x-request-id",
+    "openai-processing-ms",
     "retry-after",
     "retry-after-ms",
     "x-kvmesh-ignored-params",
@@ -137,4 +138,5 @@ def _methods(request: Request) -> list[str]:
         for route in part.router.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
     ]
-    return sorted({method for route in routes for method in route.methods or ()})
+    methods = {method for route in routes for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Mapping, Sequence
+
+import structlog
 
 from kvmesh.common.config import Config, FrontendConfig
 from kvmesh.frontend.mesh.mesh import Mesh
@@ -12,7 +13,6 @@ from kvmesh.frontend.models import Model, Models
 from kvmesh.frontend.responses.kept import Kept
 from kvmesh.frontend.responses.runs import Runs
 from kvmesh.frontend.serving.call import (
-    TOKEN,
     Call,
     bound_output,
     check_ids,
@@ -20,7 +20,9 @@ from kvmesh.frontend.serving.call import (
     check_prompt,
     check_prompt_ids,
     needs_of,
+    packed,
 )
+from kvmesh.frontend.store.journal import Journal
 from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
@@ -28,6 +30,9 @@ from kvmesh.frontend.tenants.contract import CALLER, Caller
 from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
 from kvmesh.frontend.tenants.tenants import Tenants
 from kvmesh.v1.engine_pb2 import SamplingParams
+from kvmesh.v1.router_pb2 import ReturnHint
+
+log = structlog.get_logger()
 
 
 class Gateway:
@@ -41,9 +46,10 @@ class Gateway:
         self.tenants = tenants
         self._share_cache = config.tenants.share_cache
         self._store = SqliteStore(config.frontend.store, config.home)
-        self.kept = Kept(self._store, config.frontend.request_timeout_s)
+        self._journal = Journal(config.frontend.store, config.home)
+        self.kept = Kept(self._store, self._journal)
         self.chats = StoredChats(self._store)
-        self.runs = Runs()
+        self.runs = Runs(self._journal, self.kept)
 
     def owner(self) -> str:
         """Whose the current request's stored answers are: its key's tenant's, without keys nobody's."""
@@ -59,6 +65,7 @@ class Gateway:
     async def close(self) -> None:
         """Return when no response is generated in the background and all that was stored is on its medium."""
         await self.runs.ended()
+        await self._journal.close()
         await self._store.close()
 
     def cache_scope(self, tenant: str = "") -> str:
@@ -86,14 +93,17 @@ class Gateway:
         session_id: str = "",
         tenant: str = "",
         priority: int = 0,
+        hint: ReturnHint | None = None,
+        deadline_ms: int | None = None,
         params: Mapping[str, str] | None = None,
         share: Share = WHOLE,
     ) -> Call:
         """A checked request. `param` names the prompt in the client's words; `sampling` is completed.
 
         `received` is the `time.monotonic` of receipt; `timeout_s`, from then on, may only shorten the
-        configured one. `tenant` and `priority` are the client's wish; what its key says holds
-        (`kvmesh.frontend.tenants.identity`). `share` is the part of its request that it pays for.
+        configured one; within `deadline_ms` the first token is wanted. `tenant` and `priority` are the
+        client's wish; what its key says holds (`kvmesh.frontend.tenants.identity`). `share` is the part of
+        its request that it pays for.
 
         Raises KvmeshError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED or PERMISSION_DENIED.
         """
@@ -103,7 +113,7 @@ class Gateway:
         tenant = tenant_of(caller, tenant)
         needs = needs_of(sampling, embeds=embeds)
         check_offered(model, needs, params or {})
-        prompt = array(TOKEN, token_ids)
+        prompt = packed(model, token_ids, param)
         check_prompt(model, prompt, param, embeds=embeds)
         if ids_from_client:
             check_prompt_ids(model, prompt, param)
@@ -111,6 +121,9 @@ class Gateway:
         check_ids(model, sampling.logit_bias, "logit_bias")
         said = sampling.HasField("max_new_tokens") or default_output is not None
         bound_output(model, len(token_ids), sampling, default_output)
+        if self.config.log_prompts and share.prompt:
+            text = model.tokenizer.text.decode(prompt, False)
+            log.info("prompt", request_id=request_id, model=model.name, text=text)
         received = time.monotonic() if received is None else received
         timeout = self.config.request_timeout_s
         return Call(
@@ -125,6 +138,8 @@ class Gateway:
             session_id=session_id,
             tenant=tenant,
             priority=priority_of(caller, priority),
+            hint=hint,
+            first_by=received + deadline_ms / 1000 if deadline_ms is not None else None,
             needs=needs,
             cache_salt=cache_salt_of(model.info.cache_salt, "" if self._share_cache else tenant),
             charge=self._charge(caller, model, len(token_ids), sampling.max_new_tokens, said, share),

@@ -45,6 +45,9 @@ _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 # Encoding releases the GIL; two threads keep the event loop's core free on small machines.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenizer")
+# Texts of seconds take turns, so that no other waits for them; each takes many times its size of memory.
+_HUGE_BYTES = 1 << 20
+_huge = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer-huge")
 
 
 class Tokenizer:
@@ -165,4 +168,5 @@ def _unusable(path: str, why: str) -> KvmeshError:
 async def _run(size: int, function: Callable[[], _T]) -> _T:
     if size <= _INLINE_BYTES:
         return function()
-    return await asyncio.get_running_loop().run_in_executor(_threads, function)
+    threads = _threads if size < _HUGE_BYTES else _huge
+    return await asyncio.get_running_loop().run_in_executor(threads, function)

@@ -7,11 +7,12 @@ import contextlib
 from collections import defaultdict
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, Counter
 
 from kvmesh.common import metrics
 from kvmesh.core import StoreServer
 from kvmesh.kvbm.fetching import REASONS, Fetching
+from kvmesh.kvbm.latencies import Latencies
 from kvmesh.kvbm.lending import Lending
 
 log = structlog.get_logger()
@@ -32,13 +33,16 @@ class Exposition:
         self._last: defaultdict[tuple[int, tuple[str, ...]], int] = defaultdict(int)
         self._problem: str | None = None
         self._object_problem: str | None = None
+        self._latencies = Latencies(store)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        REGISTRY.register(self._latencies)
         self._task = asyncio.create_task(self._run(), name="store-metrics")
 
     async def close(self) -> None:
         if self._task is not None:
+            REGISTRY.unregister(self._latencies)
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -68,7 +72,12 @@ class Exposition:
                 self._count(exported.evicted, total, tier, reason)
             self._count(exported.lookups, now["lookups"], tier)
             self._count(exported.hits, now["hits"], tier)
+            self._count(exported.misses, now["lookups"] - now["hits"], tier)
+            self._count(exported.hinted, now["hinted"], tier)
             self._count(exported.corrupt, now["corrupt"], tier)
+        memory = self._store.stats()
+        self._count(exported.host_bytes, memory["stored_bytes"], "stored")
+        self._count(exported.host_bytes, memory["loaded_bytes"], "loaded")
         for tier, scrubbed in self._store.scrubbed().items():
             self._count(exported.scrubbed, scrubbed["blocks"], tier)
             self._count(exported.scrub_passes, scrubbed["passes"], tier)
@@ -82,6 +91,7 @@ class Exposition:
             return
         exported.nvme_up.set(flow["problem"] is None)
         exported.nvme_coming.set(flow["coming"])
+        exported.nvme_waiting.set(flow["waiting"])
         self._count(exported.nvme_outages, flow["outages"])
         self._count(exported.nvme_spilled, flow["spilled"])
         for reason in _SKIPPED:

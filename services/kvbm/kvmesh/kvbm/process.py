@@ -54,6 +54,7 @@ async def serve(config: Config) -> None:
         log.info(
             "host tier ready",
             bytes=settings.host_bytes,
+            huge_bytes=await asyncio.to_thread(lambda: store.huge_bytes),
             dir=settings.shm_dir,
             socket=socket,
             eviction=settings.eviction,

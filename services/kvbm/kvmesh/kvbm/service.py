@@ -128,7 +128,10 @@ class KvbmServicer(KvbmServiceServicer):
             request.tool_call,
             request.returns_in_s if request.HasField("returns_in_s") else None,
         )
-        await asyncio.to_thread(self._store.hint, request.model, _chain(request.digests), hints)
+        if bool(request.digests) == bool(request.hashes):
+            raise invalid("name the blocks by `digests` or by `hashes`, not both", param="hashes")
+        hashes = list(request.hashes) or hashes_of(_chain(request.digests))
+        await asyncio.to_thread(self._store.hint, request.model, hashes, hints)
         return HintResponse()
 
     async def Prefetch(self, request: PrefetchRequest, context: Any) -> PrefetchResponse:
@@ -256,6 +259,7 @@ class KvbmServicer(KvbmServiceServicer):
             evicted_total=evicted["room"] + evicted["layout"],
             lookups_total=stats["lookups"],
             hits_total=stats["hits"],
+            hinted_total=stats["hinted"],
             corrupt_total=stats["corrupt"],
             evicted=evicted,
             scrubbed_total=scrubbed["blocks"] if scrubbed else 0,

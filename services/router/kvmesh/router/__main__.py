@@ -16,15 +16,12 @@ from kvmesh.common.grpc.client import Channels
 from kvmesh.common.lifecycle import RoleServer, run
 from kvmesh.common.tls import MeshTls
 from kvmesh.core import PrefixIndex
-from kvmesh.router import route_stream
 from kvmesh.router.index import IndexFeed
-from kvmesh.router.prefetch import Prefetches
-from kvmesh.router.route_stream import RouteStream
 from kvmesh.router.served import IndexServicer
 from kvmesh.router.service import RouterService
+from kvmesh.router.store_advice import StoreAdvice
 from kvmesh.v1.events_pb2_grpc import add_EventServiceServicer_to_server
 from kvmesh.v1.router_pb2 import RouterInfo
-from kvmesh.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 
 # A router that stops has nothing to wait for but calls under way; requests that wait are told to go
 # elsewhere.
@@ -50,20 +47,17 @@ async def serve(config: Config) -> None:
         store_address=f"{kvbm.advertised_host()}:{kvbm.port}",
         store_node=config.node,
     )
-    prefetches = Prefetches(feed, channels)
+    advice = StoreAdvice(feed, channels)
     service = RouterService(
         discovery,
         bus,
         feed,
         config.router,
         random=SystemRandom(),
-        prefetches=prefetches,
+        advice=advice,
     )
     _expose(index, feed)
-    server.add_service("kvmesh.v1.RouterService", add_RouterServiceServicer_to_server, service)
-    server.add_stream(
-        "kvmesh.v1.RouterService", route_stream.METHOD, lambda stream: RouteStream(stream, service.routing)
-    )
+    service.add_to(server)
     server.add_service("kvmesh.v1.EventService", add_EventServiceServicer_to_server, IndexServicer(feed))
     try:
         await server.start()
@@ -89,7 +83,7 @@ async def serve(config: Config) -> None:
         await routers.close()
         await server.stop(DRAIN_S)
         service.close()
-        await prefetches.close()
+        await advice.close()
         await feed.close()
         await discovery.close()
         await bus.close()
@@ -100,6 +94,7 @@ def _expose(index: PrefixIndex, feed: IndexFeed) -> None:
     exported = metrics.router()
     exported.index_blocks.set_function(lambda: index.stats()["held"])
     exported.index_bytes.set_function(lambda: index.stats()["bytes"])
+    exported.index_forgotten.set_function(lambda: index.stats()["forgotten"])
     exported.index_holders.labels("live").set_function(feed.live_holders)
     exported.lag.set_function(feed.behind)
 

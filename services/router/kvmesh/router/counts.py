@@ -23,6 +23,7 @@ def count_shadows(metrics: RouterMetrics, placed: Placed) -> None:
     for policy, prefill, decode, cost, ttft, live_cost, live_ttft in placed.shadows():
         choice = "same" if (prefill, decode) == made else "other"
         metrics.shadow_placements.labels(policy, choice).inc()
+        metrics.shadow_regret.labels(policy).observe((live_cost - cost) / 1000)
         for of, cost_ms, ttft_ms in (("shadow", cost, ttft), ("live", live_cost, live_ttft)):
             metrics.shadow_cost.labels(policy, of).inc(cost_ms / 1000)
             metrics.shadow_ttft.labels(policy, of).inc(ttft_ms / 1000)

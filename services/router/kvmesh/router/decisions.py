@@ -69,7 +69,7 @@ class Decision:
         )
 
     def candidates(self) -> list[router_pb2.Candidate]:
-        """All that were possible; empty where they were not kept."""
+        """What it was chosen from, the cheapest first: all where the request asked, else some."""
         return [
             router_pb2.Candidate(
                 **self._pair(prefill, decode),

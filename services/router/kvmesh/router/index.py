@@ -4,7 +4,8 @@ Batches arrive on NATS under `kvmesh.kv.<engine>` and `kvmesh.kv.store.<store>`.
 What went missing is replayed by the holder's EventService;
 a holder that joins, or keeps no such old batches any more, is read whole from its snapshot. Digests in the
 batches show whether the index is what the holder has; if it is not, it is read anew. Until a holder's part
-is complete the index knows less of it than is true, and the worker is routed by load.
+is complete the index has what the holder had after an earlier batch, or some of it, or nothing; the worker is
+routed by that and by its load. A block that has gone meanwhile costs its computation, no more.
 
 Workers are known from discovery. A store (KVBM) is known by events below the device tier, or by batches that
 say where it is reached. Those, and the one this configuration names, are watched through their gRPC health,
@@ -36,7 +37,7 @@ from kvmesh.common.tasks import cancel
 from kvmesh.core import PrefixIndex
 from kvmesh.v1.common_pb2 import Tier
 from kvmesh.v1.errors_pb2 import ErrorCode
-from kvmesh.v1.events_pb2 import KvEventBatch
+from kvmesh.v1.events_pb2 import KvEventBatch, TierDigest
 from kvmesh.v1.router_pb2 import IndexedHolder
 
 log = structlog.get_logger()
@@ -77,7 +78,7 @@ class Holder:
     # Of a worker, from discovery: batches of another one are void.
     incarnation: int = 0
     # Blocks the index had forgotten at its cap when this holder's part was begun. After more of them the
-    # part may lack blocks, and digests cannot tell.
+    # part may lack blocks, and digests cannot tell; they still tell of blocks too many.
     forgotten: int = 0
     repairing: asyncio.Task[None] | None = None
 
@@ -314,12 +315,17 @@ class IndexFeed:
         except ValueError as error:
             log.error("unreadable batch", holder=holder.id, sequence=batch.sequence, error=str(error))
             return False
-        for digest in batch.digests:
-            name = holder.tiers.get(digest.tier)
-            if name is not None and self.index.digest(holder.index_id, name) != read_digest(digest):
-                # Where nobody can be asked there was no whole state to begin with.
-                return not holder.address or self.index.stats()["forgotten"] > holder.forgotten
-        return True
+        # Where nobody can be asked there was no whole state to begin with.
+        return not holder.address or all(self._agrees(holder, digest) for digest in batch.digests)
+
+    def _agrees(self, holder: Holder, digest: TierDigest) -> bool:
+        """Whether the index has what the holder has in a tier, or less where it may have forgotten some."""
+        name = holder.tiers.get(digest.tier)
+        if name is None:
+            return True
+        ours, truth = self.index.digest(holder.index_id, name), read_digest(digest)
+        # What only lacks blocks has fewer. As many with another sum, or more, are some the holder has not.
+        return ours == truth or (ours[0] < truth[0] and self.index.stats()["forgotten"] > holder.forgotten)
 
     # Repair.
 

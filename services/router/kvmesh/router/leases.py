@@ -46,6 +46,10 @@ class Live:
 class Others(Protocol):
     """The other replicas of this router, as far as its leases concern them."""
 
+    def held(self) -> int:
+        """Leases of theirs that selectors here hold."""
+        ...
+
     def changed(self, lease: int, *, soon: bool) -> None:
         """A lease of this router's own began, moved, was renewed or ended; `soon`: decisions turn on it."""
         ...
@@ -76,6 +80,10 @@ class Leases:
     def __iter__(self) -> Iterator[int]:
         """This router's own."""
         return iter(self._live)
+
+    def known(self) -> int:
+        """Those that somebody will end: this router's own, and those of the other replicas."""
+        return len(self._live) + (self._others.held() if self._others is not None else 0)
 
     def get(self, lease: int) -> Live | None:
         """One of this router's own."""

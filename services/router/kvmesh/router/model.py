@@ -13,17 +13,14 @@ from kvmesh.core import Placed, Refused, Selector
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.placement import usable
 from kvmesh.router.policies import Policies, judge
-from kvmesh.router.priors import prior
 from kvmesh.v1.common_pb2 import Role, WorkerInfo
 from kvmesh.v1.replicas_pb2 import ToldLease
-from kvmesh.v1.router_pb2 import ClassRates, Law, ModelRates, RouteRequest, WorkerPace, WorkerRef
+from kvmesh.v1.router_pb2 import ClassRates, Law, LinkPace, ModelRates, RouteRequest, WorkerPace, WorkerRef
 
 # SGLang's own choice on most accelerators; for engines that do not say.
 PASS_TOKENS = 8192
 # Deadlines beyond this are further away than waiting and prompts take: they would cost a look-up for nothing.
 FAR_MS = 300_000
-# Up to so many candidates all of them are kept of every decision.
-EXPLAINED = 16
 # No selector has such a worker.
 NOBODY = 2**64 - 1
 
@@ -103,7 +100,7 @@ class Model:
             exclude=self._known(request.exclude_worker_ids),
             needs=_hashes(needs_of(request)),
             policy=policy,
-            explain=request.explain or len(self._members) <= EXPLAINED,
+            explain=request.explain,
             name=request.request_id,
         )
 
@@ -215,19 +212,35 @@ class Model:
                 )
                 for name, workers, laws in self.selector.rates()
             ],
-            workers=[
-                WorkerPace(
-                    worker_id=worker_id,
-                    hardware_class=member.hardware_class,
-                    slowness=self.selector.slowness(member.id) or 0.0,
-                )
-                for worker_id, member in sorted(self._members.items())
-            ],
+            workers=[self._pace(member) for _, member in sorted(self._members.items())],
+            links=[link for _, member in sorted(self._members.items()) for link in self._links(member)],
             predictions=count,
             bias_ms=bias / max(count, 1),
             error_ms=absolute / max(count, 1),
             actual_ms=actual / max(count, 1),
         )
+
+    def _pace(self, member: Member) -> WorkerPace:
+        slowness, observations, error = self.selector.pace(member.id) or (0.0, 0, 0.0)
+        return WorkerPace(
+            worker_id=member.info.id,
+            hardware_class=member.hardware_class,
+            slowness=slowness,
+            observations=observations,
+            error=error,
+        )
+
+    def _links(self, member: Member) -> list[LinkPace]:
+        return [
+            LinkPace(
+                prefill_id=self.worker_name(prefill),
+                decode_id=member.info.id,
+                slowness=slowness,
+                observations=observations,
+                error=error,
+            )
+            for prefill, slowness, observations, error in self.selector.links(member.id)
+        ]
 
     def _known(self, worker_ids: Iterable[str]) -> list[int]:
         """Those of them that are there."""
@@ -240,7 +253,6 @@ class Model:
     def _add(self, info: WorkerInfo) -> None:
         pool = self._pools.setdefault(_pool(info), len(self._pools))
         hardware_class = "/".join((info.engine, info.device or "unknown", info.model.name))
-        probe = prior(info)
         member = Member(
             self.selector.add_worker(
                 stable_hash(info.id),
@@ -249,9 +261,9 @@ class Model:
                 blocks=max(info.kv.total_blocks * max(info.kv.page_size, 1) // self.block_tokens, 1),
                 pass_tokens=info.pass_tokens or PASS_TOKENS,
                 pool=pool,
-                prefill=probe.prefill,
-                decode=probe.decode,
-                transfer=probe.transfer,
+                prefill=[(each.tokens, 0, each.ms) for each in info.probe.prefill],
+                decode=[(each.streams, each.pool_share, each.ms) for each in info.probe.decode],
+                transfer=[(each.tokens, each.ms) for each in info.probe.transfer],
                 offers=_hashes(offered(info.model)),
                 name=info.id,
                 now=self._now(),

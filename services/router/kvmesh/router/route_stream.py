@@ -6,11 +6,11 @@ import asyncio
 from collections import deque
 
 import structlog
-from google.protobuf.message import DecodeError
 
-from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import Stream
 from kvmesh.common.telemetry import span
+from kvmesh.router.calls import read
 from kvmesh.router.routing import Routing
 from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.router_pb2 import (
@@ -23,7 +23,6 @@ from kvmesh.v1.router_pb2 import (
 
 log = structlog.get_logger()
 
-METHOD = "RouteStream"
 # Bytes of answers that a caller may leave unread.
 MAX_UNREAD = 16 << 20
 # A caller is told that its request waits once it has done so for this long.
@@ -50,10 +49,7 @@ class RouteStream:
         self._unread: int | None = None
 
     def on_message(self, message: bytes) -> None:
-        try:
-            request = RouteStreamRequest.FromString(message)
-        except DecodeError:
-            raise invalid("the message is not a RouteStreamRequest") from None
+        request = read(RouteStreamRequest, message)
         # Ends free what the routes may take.
         if request.reports:
             self._routing.leases.report(request.reports)

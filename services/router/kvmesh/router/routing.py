@@ -27,8 +27,8 @@ from kvmesh.router.index import IndexFeed
 from kvmesh.router.leases import Leases, Live
 from kvmesh.router.model import Model, needs_of, stable_hash
 from kvmesh.router.policies import Policies
-from kvmesh.router.prefetch import Prefetches
 from kvmesh.router.settings import Settings
+from kvmesh.router.store_advice import StoreAdvice
 from kvmesh.router.turns import GATHER_MS, Turns
 from kvmesh.v1 import router_pb2
 from kvmesh.v1.common_pb2 import WorkerInfo
@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 # Block size of a model whose workers say none.
 BLOCK_TOKENS = 16
+# Of every decision so many candidates are kept for those who ask later, the cheapest.
+EXPLAINED = 16
 
 Answer = Callable[[router_pb2.RouteResponse | KvmeshError], None]
 
@@ -62,7 +64,7 @@ class Routing:
         *,
         random: Random,
         clock: Callable[[], float] = time.monotonic,
-        prefetches: Prefetches | None = None,
+        advice: StoreAdvice | None = None,
     ) -> None:
         """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy, or a log that cannot be written."""
         self._discovery = discovery
@@ -70,7 +72,7 @@ class Routing:
         self._config = config
         self._lease_ttl_ms = round(config.lease_ttl_s * 1000)
         self._random = random
-        self._prefetches = prefetches
+        self._advice = advice
         self._metrics = metrics.router()
         self.policies = Policies(random)
         self.settings = Settings.of(config, self.policies)
@@ -84,6 +86,7 @@ class Routing:
         self._number = 0
         self._generation = -1
         self._metrics.leases.set_function(lambda: self.live)
+        self._metrics.leaked_leases.set_function(lambda: self.leaked)
         self._metrics.held.set_function(lambda: len(self._waiting))
         discovery.subscribe(self._on_members)
         self._on_members()
@@ -104,6 +107,12 @@ class Routing:
     def live(self) -> int:
         """Leases that are out."""
         return sum(model.selector.leases for model in self.models.values())
+
+    @property
+    def leaked(self) -> int:
+        """Leases that selectors hold and nobody will end, and slots whose lease is gone; 0."""
+        slots = sum(model.selector.leaked for model in self.models.values())
+        return abs(self.live - self.leases.known()) + slots
 
     @property
     def held(self) -> int:
@@ -137,6 +146,7 @@ class Routing:
             return False
         waiting.model.withdraw(number)
         self._metrics.withdrawn.inc()
+        self._look_about(waiting.model)
         return True
 
     def waits(self, number: int) -> bool:
@@ -225,6 +235,10 @@ class Routing:
                     self._placed(model, outcome)
                 else:
                     self._refuse(outcome.request, refusal(outcome))
+        self._look_about(model)
+
+    def _look_about(self, model: Model) -> None:
+        """Be there when a model's selector, which was called, wants to be: now, where what waits has room."""
         if model.selector.held and not self.turns.under_way:
             self.turns.arm()
 
@@ -249,9 +263,9 @@ class Routing:
         count_placed(self._metrics, request.prompt_tokens, placed, cached)
         count_shadows(self._metrics, placed)
         waiting.answer(response)
-        if self._prefetches is not None:
+        if self._advice is not None:
             within = placed.ttft_ms
-            self._prefetches.placed(prefill, request.block_hashes, model.block_tokens, cached, within)
+            self._advice.placed(request, prefill, decode, model.block_tokens, cached, within)
 
     def _refuse(self, number: int, error: KvmeshError) -> None:
         waiting = self._waiting.pop(number, None)
@@ -280,6 +294,8 @@ class Routing:
             if not waiting.model.can_place(waiting.request):
                 waiting.model.withdraw(number)
                 self._refuse(number, self._none_ready(waiting.model.name, waiting.request))
+        for model in self.models.values():
+            self._look_about(model)
 
     def _make(self, name: str, infos: list[WorkerInfo]) -> Model:
         block_tokens = next((info.kv.page_size for info in infos if info.kv.page_size), BLOCK_TOKENS)
@@ -291,6 +307,7 @@ class Routing:
             temperature=settings.temperature,
             gather_ms=GATHER_MS,
             lease_ttl_ms=self._config.lease_ttl_s * 1000,
+            explained=EXPLAINED,
             max_held=settings.max_waiting,
             max_wait_ms=settings.max_wait_s * 1000,
             weights={stable_hash(name): share for name, share in self._config.tenant_weights.items()},

@@ -15,10 +15,13 @@ from kvmesh.common.bus import Bus
 from kvmesh.common.config import RouterConfig
 from kvmesh.common.discovery import Discovery
 from kvmesh.common.errors import KvmeshError
+from kvmesh.common.lifecycle import RoleServer
+from kvmesh.router.calls import RouteCall, answered
 from kvmesh.router.index import IndexFeed
-from kvmesh.router.prefetch import Prefetches
 from kvmesh.router.replicas.replicas import Replicas
+from kvmesh.router.route_stream import RouteStream
 from kvmesh.router.routing import Routing
+from kvmesh.router.store_advice import StoreAdvice
 from kvmesh.v1 import router_pb2, router_pb2_grpc
 from kvmesh.v1.common_pb2 import Role, WorkerInfo, WorkerState
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -36,18 +39,27 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         *,
         random: Random,
         clock: Callable[[], float] = time.monotonic,
-        prefetches: Prefetches | None = None,
+        advice: StoreAdvice | None = None,
     ) -> None:
         """Raises KvmeshError(INVALID_ARGUMENT) for an unknown policy, or a log that cannot be written."""
         self._discovery = discovery
         self._bus = bus
         self._feed = feed
-        self.routing = Routing(discovery, feed, config, random=random, clock=clock, prefetches=prefetches)
+        self.routing = Routing(discovery, feed, config, random=random, clock=clock, advice=advice)
         self.replicas = Replicas(self.routing, discovery, bus)
         self._generation = -1
         self._workers = metrics.router().workers
         discovery.subscribe(self._on_members)
         self._on_members()
+
+    def add_to(self, server: RoleServer) -> None:
+        """Be served: the methods that every request takes off the data plane."""
+        name, routing = "kvmesh.v1.RouterService", self.routing
+        server.add_service(name, router_pb2_grpc.add_RouterServiceServicer_to_server, self)
+        server.add_stream(name, "RouteStream", lambda stream: RouteStream(stream, routing))
+        server.add_unary(name, "Route", lambda call: RouteCall(call, routing))
+        server.add_unary(name, "Select", answered(router_pb2.SelectRequest, self.select))
+        server.add_unary(name, "Report", answered(router_pb2.ReportRequest, self.report))
 
     def start(self) -> None:
         self.routing.start()
@@ -64,12 +76,12 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def Select(
         self, request: router_pb2.SelectRequest, context: grpc.aio.ServicerContext
     ) -> router_pb2.SelectResponse:
-        return self.routing.select(request.route)
+        return self.select(request)
 
     async def Report(
         self, request: router_pb2.ReportRequest, context: grpc.aio.ServicerContext
     ) -> router_pb2.ReportResponse:
-        return router_pb2.ReportResponse(unknown_lease_ids=self.routing.leases.report(request.reports))
+        return self.report(request)
 
     async def GetState(
         self, request: router_pb2.GetStateRequest, context: grpc.aio.ServicerContext
@@ -147,6 +159,12 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             lease_digest=self._digest(),
             replicas=self.replicas.state(),
         )
+
+    def select(self, request: router_pb2.SelectRequest) -> router_pb2.SelectResponse:
+        return self.routing.select(request.route)
+
+    def report(self, request: router_pb2.ReportRequest) -> router_pb2.ReportResponse:
+        return router_pb2.ReportResponse(unknown_lease_ids=self.routing.leases.report(request.reports))
 
     def _digest(self) -> router_pb2.LeaseDigest:
         own, foreign = list(self.routing.leases), self.replicas.leases()

@@ -149,8 +149,12 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
 
 def test_any_name_survives_the_usage_bucket() -> None:
     names = ["", "acme", "org/model.Q4_1", "größe * > .", "-", "a=b"]
+    # As they were written before tiers and reasoning were told apart.
     values = {key_of(NOON, name, name, "p"): b"[1,2,3,4]" for name in names}
     values |= {"foreign": b"[]", key_of(NOON, "a", "b", "c"): b"[1]" * 2, "1.2.3.4": b"[1,2,3,4]"}
     found = sums(entries_of(values), 0.0)
     assert set(found) == {(name, name) for name in names}
     assert found["", ""] == Used(1, 2, 3, 4)
+    values[key_of(NOON, "acme", "acme", "q")] = b"[1,2,3,4,2,0,0,1,9]"
+    both = sums(entries_of(values), 0.0)["acme", "acme"]
+    assert both == Used(2, 4, 6, 8, cached_device_tokens=2, cached_network_tokens=1, reasoning_tokens=9)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use kvmesh_core::Digest;
 use parking_lot::Mutex;
+use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 
 use super::wire::{FULL, PRESENT, Request, Response, VERSION, read_frame};
@@ -28,6 +29,8 @@ const RESERVED_AT_ONCE: usize = 64;
 /// The least time a block on its way from a lower tier is waited for, and how often it is looked at.
 const ARRIVAL: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_micros(50);
+/// The least time a store has to greet: it maps an arena, and nobody's request waits for it.
+const GREETING: Duration = Duration::from_secs(2);
 
 /// A way to the store of this node. Calls may come from any thread and wait for each other.
 ///
@@ -61,7 +64,7 @@ struct Connection {
 
 impl StoreClient {
     /// A client of the store at `path`, not connected yet. `engine` is the same for all clients of one process, and
-    /// no other; `timeout` bounds every answer's wait.
+    /// no other; `timeout` bounds every answer's wait, but for the greeting's.
     pub fn new(path: &Path, namespace: Namespace, engine: u64, timeout: Duration) -> Self {
         let layout = Arc::new(Layout::new(&namespace));
         Self {
@@ -267,8 +270,9 @@ impl Connection {
     fn open(path: &Path, namespace: &Namespace, engine: u64, timeout: Duration) -> Result<Self> {
         let lost = |error: io::Error| Error::Disconnected(format!("{}: {error}", path.display()));
         let stream = UnixStream::connect(path).map_err(lost)?;
-        stream.set_read_timeout(Some(timeout)).map_err(lost)?;
-        stream.set_write_timeout(Some(timeout)).map_err(lost)?;
+        let greeting = timeout.max(GREETING);
+        stream.set_read_timeout(Some(greeting)).map_err(lost)?;
+        stream.set_write_timeout(Some(greeting)).map_err(lost)?;
         (&stream)
             .write_all(&Request::hello(engine, namespace))
             .map_err(lost)?;
@@ -279,6 +283,8 @@ impl Connection {
                 "the store closed the connection".into(),
             ));
         }
+        stream.set_read_timeout(Some(timeout)).map_err(lost)?;
+        stream.set_write_timeout(Some(timeout)).map_err(lost)?;
         match (Response::decode(&frame)?, descriptor) {
             (Response::Welcome { version: VERSION }, Some(descriptor)) => Ok(Self {
                 socket: Mutex::new(BufReader::with_capacity(64 << 10, stream)),
@@ -344,12 +350,14 @@ fn receive_with_descriptor(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<O
     let mut bytes = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        stream.as_fd(),
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let received = retry_on_intr(|| {
+        recvmsg(
+            stream.as_fd(),
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
     bytes.truncate(received.bytes);
     let descriptor = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),

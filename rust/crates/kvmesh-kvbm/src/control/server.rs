@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use kvmesh_core::Digest;
 use parking_lot::Mutex;
 use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, sendmsg, shutdown,
@@ -235,7 +236,8 @@ struct Session {
     host: Arc<dyn Tier>,
     namespace: NamespaceId,
     reserved: HashMap<u64, Reserved>,
-    leases: HashMap<u64, Lease>,
+    /// Each with when it began.
+    leases: HashMap<u64, (Lease, Instant)>,
     next_lease: u64,
 }
 
@@ -302,7 +304,8 @@ impl Session {
                 let slots: Vec<u64> = leased.slots().iter().map(|slot| slot.0).collect();
                 self.next_lease += 1;
                 if !slots.is_empty() {
-                    self.leases.insert(self.next_lease, leased);
+                    self.leases
+                        .insert(self.next_lease, (leased, Instant::now()));
                 }
                 Response::Leased {
                     lease: self.next_lease,
@@ -312,16 +315,22 @@ impl Session {
                 }
             }
             Request::Hint { blocks, hints } => {
-                self.store.hint(self.namespace, &blocks, hints);
+                let hashes: Vec<_> = blocks.iter().map(Digest::block_hash).collect();
+                self.store.hint(self.namespace, &hashes, hints);
                 Response::Hinted
             }
             Request::Release { lease, corrupt } => {
-                if let Some(leased) = self.leases.remove(&lease) {
-                    for index in corrupt {
-                        if (index as usize) < leased.slots().len() {
-                            leased.discard(index as usize);
-                        }
+                if let Some((leased, begun)) = self.leases.remove(&lease) {
+                    let there = |index: &usize| *index < leased.slots().len();
+                    for index in corrupt
+                        .into_iter()
+                        .map(|index| index as usize)
+                        .filter(there)
+                    {
+                        leased.discard(index);
+                        self.store.suspect(self.namespace, leased.digest(index));
                     }
+                    self.store.loaded_in(begun.elapsed());
                 }
                 Response::Released
             }

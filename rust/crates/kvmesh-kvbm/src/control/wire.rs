@@ -369,10 +369,17 @@ impl Response {
 /// Reads one frame, without its length, into `frame`; false at the orderly end of the stream.
 pub(super) fn read_frame(stream: &mut impl Read, frame: &mut Vec<u8>) -> io::Result<bool> {
     let mut length = [0; 4];
-    match stream.read(&mut length)? {
-        0 => return Ok(false),
-        count => stream.read_exact(&mut length[count..])?,
+    // The engine's process may have handlers of signals, which interrupt a read that has a timeout.
+    let count = loop {
+        match stream.read(&mut length) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    if count == 0 {
+        return Ok(false);
     }
+    stream.read_exact(&mut length[count..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME {
         return Err(io::Error::new(

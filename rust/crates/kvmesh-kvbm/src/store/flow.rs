@@ -13,6 +13,8 @@ pub struct Flow {
     pub over_budget: u64,
     /// Not written because the tier had no room, or failed.
     pub unplaced: u64,
+    /// To be written, or to be passed over, before memory has room again for what comes next.
+    pub waiting: u64,
     /// Read back.
     pub promoted: u64,
     /// Not read back: the disk failed, or the block was corrupt.

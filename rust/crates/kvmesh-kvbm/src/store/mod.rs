@@ -8,7 +8,7 @@
 //!   engines ask for and others have.
 //! * [`single`] moves blocks one by one, for callers that wait.
 //! * [`warm`] fills vacant memory ahead of traffic.
-//! * [`scrub`] checks what nobody has asked for yet.
+//! * [`scrub`] checks what nobody has asked for yet, [`suspects`] the copies of what an engine has found to be wrong.
 //!
 //! Nothing a scheduler waits for (`lookup`, `lease`) waits for the disk: both only start reads.
 
@@ -24,6 +24,7 @@ mod residency;
 mod scrub;
 mod single;
 mod spill;
+mod suspects;
 mod wants;
 mod warm;
 
@@ -31,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 use parking_lot::Mutex;
 
 pub use self::flow::{Archived, Flow, Recalled};
@@ -44,6 +45,7 @@ pub use self::residency::Prefetched;
 pub use self::scrub::{Checked, ScrubSettings, Scrubbed};
 use self::scrub::{Checker, Scrubber};
 use self::spill::Spiller;
+use self::suspects::Suspects;
 use self::wants::Wants;
 pub use self::wants::{Elsewhere, Found, Wanted};
 pub use self::warm::{Run, Warmed, Warming};
@@ -51,6 +53,7 @@ use crate::block::{self, Lease};
 use crate::error::{Error, Result};
 use crate::eviction::{Hints, Policy};
 use crate::image::Layout;
+use crate::latency::{Latency, Observed};
 use crate::namespace::Namespace;
 use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, ObjectSettings, Slot, Stats, Tier};
 
@@ -116,6 +119,10 @@ pub struct Store {
     lower: Option<Lower>,
     objects: Option<Objects>,
     scrubber: Option<Scrubber>,
+    /// None: there are no other tiers.
+    suspects: Option<Suspects>,
+    /// From an engine's lease to its release: how long loads took.
+    loads: Latency,
     pins: Pins,
     wants: Wants,
     /// Held by who opens a namespace, which may wait for the disk.
@@ -204,10 +211,15 @@ impl Store {
             lower,
             objects,
             scrubber: None,
+            suspects: None,
+            loads: Latency::default(),
             pins: Pins::new(settings.pin_bytes),
             wants: Wants::default(),
             opening: Mutex::new(()),
         };
+        if store.tiers().len() > 1 {
+            store.suspects = Some(Suspects::start(store.checker())?);
+        }
         if let Some(scrub) = settings.scrub {
             store.scrubber = Some(Scrubber::start(store.local_checker(), scrub)?);
         }
@@ -314,7 +326,7 @@ impl Store {
     }
 
     /// What requests that use these blocks from now on say of their return, in all tiers.
-    pub fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
+    pub fn hint(&self, namespace: NamespaceId, blocks: &[BlockHash], hints: Hints) {
         self.host.hint(namespace, blocks, hints);
         if let (Some(nvme), Some(below)) = (self.nvme(), self.shared.open(namespace).below) {
             nvme.hint(below, blocks, hints);
@@ -378,6 +390,7 @@ impl Store {
         match &self.lower {
             Some(lower) => Flow {
                 shed: self.host.stats().shed,
+                waiting: self.host.unspilled(),
                 ..lower.spiller.flow().and(lower.promoter.flow())
             },
             None => Flow::default(),
@@ -401,6 +414,34 @@ impl Store {
         let tier = (checker.tiers.iter()).find(|tier| tier.kind() == Some(kind));
         let missing = || Error::Invalid(format!("this store has no {kind:?} tier"));
         checker.check(tier.ok_or_else(missing)?, after, limit)
+    }
+
+    /// An engine has found this block to be wrong in memory, from where it is gone: its copies are checked, by and by.
+    pub(crate) fn suspect(&self, namespace: NamespaceId, digest: Digest) {
+        if let Some(suspects) = &self.suspects {
+            suspects.add(namespace, digest);
+        }
+    }
+
+    /// An engine has held blocks for so long, to load them.
+    pub(crate) fn loaded_in(&self, time: Duration) {
+        self.loads.record(time);
+    }
+
+    /// How long operations on the tiers took: of memory, engines' loads, from lease to release; of the others, single
+    /// blocks, from when their batch was begun.
+    pub fn latencies(&self) -> Vec<(kvmesh_core::Tier, &'static str, Observed)> {
+        use kvmesh_core::Tier::{Host, Network, Nvme};
+        let mut latencies = vec![(Host, "load", self.loads.observed())];
+        if let Some(nvme) = self.nvme() {
+            let (read, written) = nvme.latencies();
+            latencies.extend([(Nvme, "read", read), (Nvme, "write", written)]);
+        }
+        if let Some(tier) = self.objects() {
+            let (read, written) = tier.latencies();
+            latencies.extend([(Network, "read", read), (Network, "write", written)]);
+        }
+        latencies
     }
 
     /// What was checked at rest, tier by tier; empty where nothing is.
@@ -428,6 +469,9 @@ impl Store {
         self.wants.stop();
         if let Some(scrubber) = &self.scrubber {
             scrubber.stop();
+        }
+        if let Some(suspects) = &self.suspects {
+            suspects.stop();
         }
         if let Some(lower) = &self.lower {
             lower.spiller.stop();

@@ -84,30 +84,27 @@ impl Checker {
             tier.release(&[block.slot]);
         }
         for (namespace, digest) in bad {
-            checked
-                .corrupt
-                .extend(tier.kind().map(|kind| (kind, digest)));
-            let copies = self.check_copies(tier, namespace, &digest, &mut scratch);
+            let Some(kind) = tier.kind() else {
+                continue;
+            };
+            checked.corrupt.push((kind, digest));
+            let copies = self.check_copies(kind, namespace, &digest, &mut scratch);
             checked.corrupt.extend(copies);
         }
         failure.map(|()| checked)
     }
 
-    /// Checks the copies of a block in the other tiers; those that are bad.
-    fn check_copies(
+    /// Checks the copies of a block in tiers other than `from`, whose number its namespace has; those that are bad.
+    pub(super) fn check_copies(
         &self,
-        tier: &Arc<dyn Tier>,
+        from: Kind,
         namespace: NamespaceId,
         digest: &Digest,
         scratch: &mut Vec<u8>,
     ) -> Vec<(Kind, Digest)> {
         let mut bad = Vec::new();
-        for other in self
-            .tiers
-            .iter()
-            .filter(|other| other.kind() != tier.kind())
-        {
-            let (Some(from), Some(to)) = (tier.kind(), other.kind()) else {
+        for other in &self.tiers {
+            let Some(to) = other.kind().filter(|&to| to != from) else {
                 continue;
             };
             let Some(namespace) = self.shared.translate(from, namespace, to) else {

@@ -206,8 +206,10 @@ impl Catalog {
                 continue;
             }
             block.state = State::Registered { readers: 0 };
+            let namespace = block.key.0;
             self.stats.blocks_in_use -= 1;
             self.stats.stored += 1;
+            self.stats.stored_bytes += self.layout(namespace).slot_bytes() as u64;
             self.offer(slot);
             self.announce(journal, slot);
         }
@@ -261,6 +263,7 @@ impl Catalog {
             slots.push(slot);
         }
         self.stats.loaded += slots.len() as u64;
+        self.stats.loaded_bytes += (slots.len() * self.layout(namespace).slot_bytes()) as u64;
         slots
     }
 
@@ -310,13 +313,15 @@ impl Catalog {
     /// A new operation, as the use of no block.
     fn begin(&mut self, namespace: NamespaceId, parent: Option<&Digest>, chain: &[Digest]) -> Use {
         self.clock += 1;
+        let hints = self.hints_of(namespace, parent, chain);
+        self.stats.hinted += u64::from(hints != Hints::default());
         Use {
             key: eviction::Key(0),
             parent: None,
             tail: false,
             tick: self.clock,
             seconds: self.begun.elapsed().as_secs_f64(),
-            hints: self.hints_of(namespace, parent, chain),
+            hints,
         }
     }
 

@@ -102,7 +102,7 @@ impl Tier for HostTier {
         self.catalog.lock().layout(namespace).clone()
     }
 
-    fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
+    fn hint(&self, namespace: NamespaceId, blocks: &[BlockHash], hints: Hints) {
         self.catalog.lock().hint(namespace, blocks, hints);
     }
 

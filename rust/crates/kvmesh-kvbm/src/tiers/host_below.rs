@@ -67,6 +67,11 @@ impl HostTier {
         self.catalog.lock().wants_any_parked()
     }
 
+    /// Blocks that should be below and are not yet.
+    pub(crate) fn unspilled(&self) -> u64 {
+        self.catalog.lock().unspilled()
+    }
+
     /// Blocks that leave next, leased; `spilled` each. All others may still be used.
     pub(crate) fn leaving(&self, limit: usize) -> Vec<Leaving> {
         self.catalog.lock().park(limit)
@@ -103,10 +108,9 @@ impl HostTier {
         chain: &[Digest],
         from: kvmesh_core::Tier,
     ) -> Vec<Room> {
-        let rooms = self
-            .catalog
-            .lock()
-            .promote(&self.journal, namespace, parent, chain, from);
+        let mut catalog = self.catalog.lock();
+        let rooms = catalog.promote(&self.journal, namespace, parent, chain, from);
+        // Before anybody can lease them: readers wait for what the first word says.
         self.disprove(&rooms);
         rooms
     }

@@ -80,7 +80,7 @@ impl<T: Kept> Tier for T {
         self.contents().lock().catalog.layout(namespace).clone()
     }
 
-    fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
+    fn hint(&self, namespace: NamespaceId, blocks: &[BlockHash], hints: Hints) {
         (self.contents().lock().catalog).hint(namespace, blocks, hints);
     }
 

@@ -124,6 +124,12 @@ pub struct Stats {
     pub stored: u64,
     /// Blocks leased for reading.
     pub loaded: u64,
+    /// Bytes of the blocks registered, with their headers.
+    pub stored_bytes: u64,
+    /// Of those leased for reading.
+    pub loaded_bytes: u64,
+    /// Look-ups for reading and for storing whose request had said something of its return.
+    pub hinted: u64,
     /// Blocks that left, by why.
     pub evicted: Evicted,
     /// Of those that made room, blocks that should have been written to the tier below, which was behind.
@@ -153,7 +159,7 @@ pub trait Tier: Send + Sync {
 
     /// What the requests that use any of these blocks from now on say of their return. Forgotten after some tens of
     /// thousands of others.
-    fn hint(&self, namespace: NamespaceId, blocks: &[Digest], hints: Hints);
+    fn hint(&self, namespace: NamespaceId, blocks: &[BlockHash], hints: Hints);
 
     /// How many leading blocks of the chain are registered.
     fn lookup(&self, namespace: NamespaceId, chain: &[Digest]) -> usize;

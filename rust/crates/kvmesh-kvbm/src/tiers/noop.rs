@@ -54,7 +54,7 @@ impl Tier for NoopTier {
         ))
     }
 
-    fn hint(&self, _: NamespaceId, _: &[Digest], _: Hints) {}
+    fn hint(&self, _: NamespaceId, _: &[BlockHash], _: Hints) {}
 
     fn lookup(&self, _: NamespaceId, chain: &[Digest]) -> usize {
         self.state.lock().lookups += chain.len() as u64;

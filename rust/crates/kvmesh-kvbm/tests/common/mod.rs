@@ -30,7 +30,7 @@ pub fn digest(number: u64) -> Digest {
     Digest::new(bytes)
 }
 
-pub fn settled(what: &str, done: impl Fn() -> bool) {
+pub fn settled(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(begun.elapsed() < PATIENCE, "{what}");

@@ -118,9 +118,9 @@ class PrefixIndex:
         """
 
     def match_into(self, hashes: _Hashes, engines: NDArray[np.uint32], depths: NDArray[np.uint32]) -> int:
-        """As `match`, without allocating: fills the first n rows of `engines` (1-D, ids) and `depths`
-        (rows of 4) and returns n. Raises ValueError when more engines were found than there are
-        rows (`stats()["engines"]` are always enough)."""
+        """As `match`, into arrays of the caller's: fills the first n rows of `engines` (1-D, ids) and
+        `depths` (rows of 4) and returns n. Only `hashes` are copied. Raises ValueError when more engines
+        were found than there are rows (`stats()["engines"]` are always enough)."""
 
     def apply(self, batch: bytes) -> None:
         """Apply one serialized `kvmesh.v1.KvEventBatch` to the holder it names, in order, whole or not at
@@ -195,8 +195,8 @@ class Placed:
     @property
     def held_ms(self) -> float: ...
     def candidates(self) -> list[tuple[int, int, _Tiers, float, _Terms]]:
-        """All that were possible, if the request asked for them: (prefill, decode, cached, the policy's cost,
-        terms)."""
+        """What it was chosen from, the cheapest first: all if the request asked, else the Selector's `explained`, the
+        winner in any case: (prefill, decode, cached, the policy's cost, terms)."""
 
     def shadows(self) -> list[tuple[str, int, int, float, float, float, float]]:
         """What policies that look on would have chosen: (policy, prefill, decode, its cost, its time to the first token, and
@@ -237,12 +237,13 @@ class Selector:
         joint: bool = True,
         gather_ms: float | None = None,
         lease_ttl_ms: float = 30_000.0,
+        explained: int = 0,
         max_held: int | None = None,
         max_wait_ms: float | None = None,
         weights: dict[int, float] | None = None,
     ) -> Selector:
         """`gather_ms` is how long `kv` waits for others after a first request, so that a burst is planned as one;
-        without `joint` it never holds any. `weights` are shares by hash of tenant. Raises ValueError for an
+        without `joint` it never holds any. `explained` is how many candidates placements carry at most. `weights` are shares by hash of tenant. Raises ValueError for an
         unknown policy."""
 
     def add_worker(
@@ -407,8 +408,13 @@ class Selector:
     def slots(self, worker: int) -> tuple[int, int, int, int]:
         """What live leases take of a worker: requests, of them streaming, prompt tokens queued, blocks."""
 
-    def slowness(self, worker: int) -> float | None:
-        """The factor by which a worker is slower than its class; None for an unknown one."""
+    def pace(self, worker: int) -> tuple[float, int, float] | None:
+        """The factor by which a worker is slower than its class, as far as that is believed, observations, and its
+        mean relative error of late; None for an unknown one."""
+
+    def links(self, worker: int) -> list[tuple[int, float, int, float]]:
+        """The links by which a decode worker has received KV: (prefill worker, factor by which transfers take longer
+        there, as far as it is believed, observations, mean relative error of late)."""
 
     def rates(self) -> list[tuple[str, int, list[tuple[str, list[tuple[str, float]], int, float]]]]:
         """What was learned: (hardware class, workers now, laws); a law is (name, [(coefficient, ms)], observations,
@@ -431,8 +437,8 @@ class Selector:
         """Requests held."""
 
     @property
-    def speculative(self) -> int:
-        """Leases whose blocks count as cached although no event said so yet."""
+    def leaked(self) -> int:
+        """Requests that workers' slots count and no live lease stands for; 0 unless one did not free what it took."""
 
     @property
     def speculated(self) -> tuple[int, int]:
@@ -465,6 +471,11 @@ class StoreStats(TypedDict):
     blocks_in_use: int
     stored: int
     loaded: int
+    # Their bytes, with their headers.
+    stored_bytes: int
+    loaded_bytes: int
+    # Look-ups for reading and for storing whose request had said something of its return.
+    hinted: int
     # Blocks that left, by reason: "room" for another, "layout" (blocks of another size came there), "asked".
     evicted: dict[str, int]
     # Blocks asked for; of these, found.
@@ -522,6 +533,8 @@ class StoreFlow(TypedDict):
     unlikely: int
     over_budget: int
     unplaced: int
+    # To be written, or to be passed over, before memory has room again for what comes next.
+    waiting: int
     promoted: int
     # Not read back: the disk failed, or the block was corrupt.
     failed: int
@@ -660,6 +673,10 @@ class StoreServer:
     def objects(self) -> StoreObjects | None:
         """None without object storage."""
 
+    def latencies(self) -> list[tuple[str, str, list[tuple[float, int]], float]]:
+        """How long operations took, since the start: the tier, the operation ("load" by an engine from memory, "read",
+        "write"), how many took at most each bound in seconds and more than the one before, and all their seconds."""
+
     def scrubbed(self) -> dict[str, StoreScrubbed]:
         """By tier; empty where nothing is scrubbed."""
 
@@ -674,8 +691,9 @@ class StoreServer:
         """Write the host tier's blocks to the disk and to object storage, or as many as can be in a time; blocks.
         OSError: one of them is out. ValueError: not all were written."""
 
-    def hint(self, model: str, digests: bytes, hints: StoreHints) -> None:
-        """What requests that use these blocks of a model (all: empty) from now on say of their return."""
+    def hint(self, model: str, hashes: list[int], hints: StoreHints) -> None:
+        """What requests that use these blocks of a model (all: empty) from now on say of their return. Blocks are
+        named by the first 64 bits of their digests."""
 
     def pin(self, tenant: str, model: str, digests: bytes, ttl_s: float) -> tuple[int, int, int]:
         """Keep the leading blocks of a chain in the host tier; returns receipt, blocks, and bytes of the budget.
@@ -729,6 +747,10 @@ class StoreServer:
     @property
     def arena(self) -> tuple[int, int]:
         """Address and bytes of the host tier in this process, while the store lives."""
+
+    @property
+    def huge_bytes(self) -> int:
+        """Bytes of the host tier that are in huge pages. Takes longer the larger the tier is."""
 
     def namespaces(self, model: str) -> list[StoreNamespace]:
         """The namespaces of a model (all: empty)."""
@@ -931,7 +953,8 @@ class Lease:
     def __len__(self) -> int: ...
 
 # What has happened on a stream, its number, and with it:
-#   ("opened", stream, method), ("message", stream, bytes), ("half_closed", stream, None), ("writable", stream, None),
+#   ("opened", stream, method), ("called", stream, (method, traceparent, bytes)), ("message", stream, bytes),
+#   ("half_closed", stream, None), ("writable", stream, None),
 #   ("closed", stream, (gRPC status code, message, {key: value} of binary trailing metadata)).
 StreamEvent: TypeAlias = tuple[str, int, Any]
 
@@ -954,9 +977,9 @@ class Streams:
         empty: the host they are reached by. Raises OSError where they cannot be used; then all stays as it
         is."""
 
-    def listen(self, host: str, port: int, methods: set[str], others: str) -> int:
-        """Serve `methods` (paths) on host:port; every other call goes to the gRPC server on the unix
-        socket `others`. Returns the port. Raises OSError when it cannot listen there."""
+    def listen(self, host: str, port: int, streams: set[str], unary: set[str], others: str) -> int:
+        """Serve methods (paths), as streams or unary, on host:port; every other call goes to the gRPC server
+        on the unix socket `others`. Returns the port. Raises OSError when it cannot listen there."""
 
     def open(self, address: str, method: str) -> int:
         """Open a stream of a method (a path) on a connection of its own; returns its number. Messages may
@@ -967,7 +990,8 @@ class Streams:
         caught up."""
 
     def end(self, stream: int) -> None:
-        """End this side after what was sent: a served stream with OK, an opened one by a half-close."""
+        """End this side after what was sent: a served stream with OK, an opened one by a half-close. A unary
+        call is answered by what was sent last."""
 
     def fail(self, stream: int, code: int, message: str, details: list[tuple[str, bytes]]) -> None:
         """End a served stream, after what was sent, with a gRPC status; `details` is trailing metadata,

@@ -13,7 +13,8 @@ use kvmesh_core::BlockHash;
 use kvmesh_kvbm::eviction::Hints;
 use kvmesh_kvbm::eviction::Policy;
 use kvmesh_kvbm::journal::Change;
-use kvmesh_kvbm::store::Flow;
+use kvmesh_kvbm::latency::{BOUNDS_S, Observed};
+use kvmesh_kvbm::store::{Flow, Scrubbed};
 use kvmesh_kvbm::tiers::{Health, Stats};
 use kvmesh_kvbm::{Digest, Error};
 use pyo3::create_exception;
@@ -111,6 +112,9 @@ pub(crate) fn stats_dict<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<
         ("blocks_in_use", stats.blocks_in_use),
         ("stored", stats.stored),
         ("loaded", stats.loaded),
+        ("stored_bytes", stats.stored_bytes),
+        ("loaded_bytes", stats.loaded_bytes),
+        ("hinted", stats.hinted),
         ("lookups", stats.lookups),
         ("hits", stats.hits),
         ("corrupt", stats.corrupt),
@@ -123,6 +127,40 @@ pub(crate) fn stats_dict<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<
     }
     values.set_item("evicted", evicted)?;
     Ok(values)
+}
+
+/// What the scrubber has checked, tier by tier.
+pub(crate) fn scrubbed_dict(
+    py: Python<'_>,
+    scrubbed: Vec<(kvmesh_core::Tier, Scrubbed)>,
+) -> PyResult<Bound<'_, PyDict>> {
+    let values = PyDict::new(py);
+    for (tier, total) in scrubbed {
+        let of_tier = PyDict::new(py);
+        for (name, value) in [
+            ("blocks", total.blocks),
+            ("bytes", total.bytes),
+            ("corrupt", total.corrupt),
+            ("passes", total.passes),
+        ] {
+            of_tier.set_item(name, value)?;
+        }
+        values.set_item(tier_name(tier), of_tier)?;
+    }
+    Ok(values)
+}
+
+/// The tier, the operation, how many took at most each bound in seconds and more than the one before, and the sum.
+type PyLatency = (&'static str, &'static str, Vec<(f64, u64)>, f64);
+
+fn latencies(latencies: Vec<(kvmesh_core::Tier, &'static str, Observed)>) -> Vec<PyLatency> {
+    let bounds = BOUNDS_S.into_iter().chain([f64::INFINITY]);
+    let one = |(tier, operation, observed): (_, _, Observed)| {
+        let counts = bounds.clone().zip(observed.counts).collect();
+        let seconds = observed.time.as_secs_f64();
+        (tier_name(tier), operation, counts, seconds)
+    };
+    latencies.into_iter().map(one).collect()
 }
 
 /// What went between the tiers, and whether the lower one works.
@@ -138,6 +176,7 @@ pub(crate) fn flow_dict<'py>(
         ("unlikely", flow.unlikely),
         ("over_budget", flow.over_budget),
         ("unplaced", flow.unplaced),
+        ("waiting", flow.waiting),
         ("promoted", flow.promoted),
         ("failed", flow.failed),
         ("coming", flow.coming),

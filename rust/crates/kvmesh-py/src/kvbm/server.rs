@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyDict};
 use super::network::{self, Incoming, Lent, Neighbours, PyNamespace, PyWanted};
 use super::warming::Warming;
 use super::{
-    PyChange, PyHints, PyObjects, chain, changes, flow_dict, objects_dict, policy, seconds,
-    stats_dict, tier_name, to_py,
+    PyChange, PyHints, PyObjects, chain, changes, flow_dict, objects_dict, policy, scrubbed_dict,
+    seconds, stats_dict, tier_name, to_py,
 };
 use crate::index::PyPrefixIndex;
 
@@ -107,22 +107,13 @@ impl StoreServer {
         flow.map(|flow| objects_dict(py, &flow)).transpose()
     }
 
+    fn latencies(&self, py: Python<'_>) -> Vec<super::PyLatency> {
+        super::latencies(py.detach(|| self.store().latencies()))
+    }
+
     /// What the scrubber has checked, tier by tier.
     fn scrubbed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let values = PyDict::new(py);
-        for (tier, total) in py.detach(|| self.store().scrubbed()) {
-            let of_tier = PyDict::new(py);
-            for (name, value) in [
-                ("blocks", total.blocks),
-                ("bytes", total.bytes),
-                ("corrupt", total.corrupt),
-                ("passes", total.passes),
-            ] {
-                of_tier.set_item(name, value)?;
-            }
-            values.set_item(tier_name(tier), of_tier)?;
-        }
-        Ok(values)
+        scrubbed_dict(py, py.detach(|| self.store().scrubbed()))
     }
 
     #[getter]
@@ -149,14 +140,14 @@ impl StoreServer {
         py.detach(|| self.store().persist(within)).map_err(to_py)
     }
 
-    fn hint(&self, py: Python<'_>, model: &str, digests: &[u8], hints: PyHints) -> PyResult<()> {
-        let (blocks, hints) = (chain(digests)?, hints.into());
+    fn hint(&self, py: Python<'_>, model: &str, hashes: Vec<u64>, hints: PyHints) {
+        let blocks: Vec<BlockHash> = hashes.into_iter().map(BlockHash).collect();
+        let hints = hints.into();
         py.detach(|| {
             for namespace in self.store().namespaces_of(model) {
                 self.store().hint(namespace, &blocks, hints);
             }
         });
-        Ok(())
     }
 
     fn pin(
@@ -338,6 +329,11 @@ impl StoreServer {
     fn arena(&self) -> (usize, u64) {
         let arena = self.store().host().arena();
         (arena.address(), arena.bytes())
+    }
+
+    #[getter]
+    fn huge_bytes(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.store().host().arena().huge_bytes())
     }
 
     fn namespaces(&self, py: Python<'_>, model: &str) -> Vec<PyNamespace> {

@@ -1,8 +1,9 @@
 //! What Python says, as the selector takes it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use kvmesh_select::{Admission, PolicyName, Role, UnknownPolicy};
+use kvmesh_replay::LogConfig;
+use kvmesh_select::{Admission, PolicyName, Probe, Role, UnknownPolicy};
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 pub fn role(name: &str) -> PyResult<Role> {
@@ -11,6 +12,18 @@ pub fn role(name: &str) -> PyResult<Role> {
         "prefill" => Ok(Role::Prefill),
         "decode" => Ok(Role::Decode),
         _ => Err(PyValueError::new_err(format!("unknown role `{name}`"))),
+    }
+}
+
+pub fn probe(
+    prefill: Vec<(u32, u32, f64)>,
+    decode: Vec<(u32, f64, f64)>,
+    transfer: Vec<(u32, f64)>,
+) -> Probe {
+    Probe {
+        prefill,
+        decode,
+        transfer,
     }
 }
 
@@ -31,5 +44,25 @@ pub fn admission(
         max_wait_ms: max_wait_ms.unwrap_or(standard.max_wait_ms),
         weights: weights.unwrap_or_default(),
         ..standard
+    }
+}
+
+pub fn log(
+    directory: PathBuf,
+    model: String,
+    run: String,
+    epoch: f64,
+    max_bytes: u64,
+    max_files: usize,
+    max_queued: u64,
+) -> LogConfig {
+    LogConfig {
+        directory,
+        model,
+        run,
+        epoch,
+        max_bytes,
+        max_files,
+        max_queued,
     }
 }

@@ -2,14 +2,15 @@
 
 mod arguments;
 mod external;
+mod learned;
 mod linked;
 mod log;
 mod outcome;
 
 use kvmesh_index::HolderId;
-use kvmesh_replay::{Answer, Changes, Driver, Input, Log, LogConfig};
+use kvmesh_replay::{Answer, Changes, Driver, Input, Log};
 use kvmesh_select::{
-    Adopted, Config, NoWorker, PolicyName, Probe, Request, Selector, WorkerId, WorkerSpec,
+    Adopted, Config, NoWorker, PolicyName, Request, Selector, WorkerId, WorkerSpec,
 };
 use pyo3::{
     exceptions::{PyLookupError, PyRuntimeError, PyValueError},
@@ -54,7 +55,7 @@ impl PySelector {
     #[new]
     #[pyo3(signature = (
         index, *, block_tokens, seed, policy = "kv", temperature = 0.0, joint = true, gather_ms = None,
-        lease_ttl_ms = 30_000.0, max_held = None, max_wait_ms = None, weights = None
+        lease_ttl_ms = 30_000.0, explained = 0, max_held = None, max_wait_ms = None, weights = None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -66,6 +67,7 @@ impl PySelector {
         joint: bool,
         gather_ms: Option<f64>,
         lease_ttl_ms: f64,
+        explained: usize,
         max_held: Option<usize>,
         max_wait_ms: Option<f64>,
         weights: Option<std::collections::BTreeMap<u64, f64>>,
@@ -79,6 +81,7 @@ impl PySelector {
             joint,
             gather_ms: gather_ms.unwrap_or(standard.gather_ms),
             lease_ttl_ms,
+            explained,
             admission,
             ..standard
         };
@@ -124,11 +127,7 @@ impl PySelector {
             pool,
             blocks,
             pass_tokens,
-            probe: Probe {
-                prefill,
-                decode,
-                transfer,
-            },
+            probe: arguments::probe(prefill, decode, transfer),
             offers,
         };
         let name = name.into();
@@ -421,16 +420,10 @@ impl PySelector {
         max_files: usize,
         max_queued: u64,
     ) -> PyResult<()> {
-        let log = Log::open(LogConfig {
-            directory,
-            model,
-            run,
-            epoch,
-            max_bytes,
-            max_files,
-            max_queued,
-        })?;
-        self.driver.open_log(log);
+        let log = arguments::log(
+            directory, model, run, epoch, max_bytes, max_files, max_queued,
+        );
+        self.driver.open_log(Log::open(log)?);
         Ok(())
     }
 
@@ -451,21 +444,28 @@ impl PySelector {
         outcome::slots(self.driver.selector().slots(WorkerId::from_raw(worker)))
     }
 
-    /// The factor by which a worker is slower than its class; None for an unknown one.
-    fn slowness(&self, worker: u64) -> Option<f64> {
-        self.driver.selector().slowness(WorkerId::from_raw(worker))
+    /// The factor by which a worker is slower than its class, as far as that is believed, observations, and its mean
+    /// relative error of late; None for an unknown one.
+    fn pace(&self, worker: u64) -> Option<(f64, u64, f64)> {
+        learned::pace(self.driver.selector(), worker)
+    }
+
+    /// The links by which a decode worker has received KV: (prefill worker, factor by which transfers take longer there, as far
+    /// as it is believed, observations, mean relative error of late).
+    fn links(&self, worker: u64) -> Vec<(u64, f64, u64, f64)> {
+        learned::links(self.driver.selector(), worker)
     }
 
     /// What was learned: (hardware class, workers now, laws); a law is (name, [(coefficient, ms)], observations,
     /// mean relative error of late).
-    fn rates(&self) -> Vec<outcome::ClassTuple> {
-        outcome::rates(self.driver.selector())
+    fn rates(&self) -> Vec<learned::ClassTuple> {
+        learned::rates(self.driver.selector())
     }
 
     /// How far predicted times to a computed prompt were off: (prompts, sum of actual minus predicted ms, sum of its
     /// absolute values, sum of actual ms).
     fn errors(&self) -> (u64, f64, f64, f64) {
-        outcome::errors(self.driver.selector().errors())
+        learned::errors(self.driver.selector().errors())
     }
 
     /// Live leases.
@@ -486,10 +486,10 @@ impl PySelector {
         self.driver.selector().held()
     }
 
-    /// Leases whose blocks count as cached although no event said so yet.
+    /// Requests that workers' slots count and no live lease stands for; 0 unless one did not free what it took.
     #[getter]
-    fn speculative(&self) -> usize {
-        self.driver.selector().speculative()
+    fn leaked(&self) -> u64 {
+        self.driver.selector().leases().leaked()
     }
 
     /// Blocks that count as cached although no event said so yet, and the sum of their hashes modulo 2^64.

@@ -1,9 +1,7 @@
 //! What became of requests, for Python.
 
 use kvmesh_replay::{Driver, LogStats};
-use kvmesh_select::{
-    Candidate, Errors, Law, Lookup, Placed, PolicyName, Refused, Selector, Shadowed, Slots,
-};
+use kvmesh_select::{Candidate, Lookup, Placed, PolicyName, Refused, Shadowed, Slots};
 use pyo3::{intern, prelude::*, types::PyString};
 
 /// (policy, prefill worker, decode worker, its cost and time to the first token, those of the placement that was made).
@@ -106,7 +104,7 @@ impl PyPlaced {
         shadows.map(tuple).collect()
     }
 
-    /// All that were possible, where the request asked for them: (prefill, decode, cached, the policy's cost, terms).
+    /// What it was chosen from, the cheapest first: all where the request asked, else the Selector's `explained`: (prefill, decode, cached, the policy's cost, terms).
     fn candidates(&self) -> Vec<CandidateTuple> {
         let Placed {
             candidates, costs, ..
@@ -179,23 +177,6 @@ pub fn policy_name(
     }
 }
 
-/// What is known of one law: its name, coefficients by name, observations, mean relative error.
-type LawTuple = (&'static str, Vec<(&'static str, f64)>, u64, f64);
-/// Of one hardware class: its name, its workers now, its laws.
-pub type ClassTuple = (String, usize, Vec<LawTuple>);
-
-pub fn rates(selector: &Selector) -> Vec<ClassTuple> {
-    let law = |law: Law| {
-        let quality = law.quality;
-        (law.name, law.coefficients, quality.count, quality.error)
-    };
-    let classes = selector.rates().into_iter();
-    let tuple = |(class, workers, laws): (&str, usize, [Law; 4])| {
-        (class.to_owned(), workers, laws.map(law).to_vec())
-    };
-    classes.map(tuple).collect()
-}
-
 /// Requests, of them streaming, prompt tokens queued, blocks.
 pub fn slots(slots: Slots) -> (u32, u32, u64, u64) {
     (
@@ -203,16 +184,6 @@ pub fn slots(slots: Slots) -> (u32, u32, u64, u64) {
         slots.streams,
         slots.queued_tokens,
         slots.blocks,
-    )
-}
-
-/// Prompts, and sums in ms: actual minus predicted, its absolute value, actual.
-pub fn errors(errors: Errors) -> (u64, f64, f64, f64) {
-    (
-        errors.count,
-        errors.bias_ms,
-        errors.absolute_ms,
-        errors.actual_ms,
     )
 }
 

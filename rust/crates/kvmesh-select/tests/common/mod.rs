@@ -76,6 +76,15 @@ pub fn prompt(id: u64, blocks: &[u64]) -> Request {
     }
 }
 
+/// A prompt of which nothing is known but its length.
+pub fn sized(id: u64, tokens: u32) -> Request {
+    Request {
+        id,
+        prompt_tokens: tokens,
+        ..Request::default()
+    }
+}
+
 impl Bench {
     pub fn new(config: Config, roles: &[Role]) -> (Self, Vec<WorkerId>) {
         let mut selector = Selector::new(Config {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypedDict
@@ -31,6 +32,11 @@ IDLE_S = 1.0
 # Bytes of batches kept for replay, and what a kept batch takes beside its bytes.
 MAX_KEPT_BYTES = 16 << 20
 _KEPT_OVERHEAD = 512
+# Of those, bytes that are always replayed. More are only where a snapshot would be more: what happened in an
+# hour to a few blocks takes readers longer than the blocks.
+REPLAYED_BYTES = 1 << 20
+# Of a snapshot, for each block: its hash, and what names its parent.
+_BLOCK_BYTES = 12
 # Blocks in a part of a snapshot: a millisecond or so of this process's time.
 SNAPSHOT_BLOCKS = 1 << 13
 
@@ -152,7 +158,10 @@ class Publication:
         return snapshot_batches(self._head, self.sequence, chains, self._digests())
 
     def replay(self, incarnation: int, first: int) -> list[KvEventBatch]:
-        """The batches from number `first` on. Raises KvmeshError(NOT_FOUND) when not all are kept."""
+        """The batches from number `first` on.
+
+        Raises KvmeshError(NOT_FOUND) when not all are kept, or a snapshot is less to read.
+        """
         behind = self.sequence + 1 - first
         if incarnation != self.incarnation or first < 1 or not 0 <= behind <= len(self._kept):
             oldest = self.sequence + 1 - len(self._kept)
@@ -161,7 +170,14 @@ class Publication:
                 f"{self.holder_id} keeps batches {oldest} to {self.sequence} of incarnation "
                 f"{self.incarnation:x}, not {first} of {incarnation:x}; take a snapshot",
             )
-        return [self._kept[at][0] for at in range(len(self._kept) - behind, len(self._kept))]
+        missed = list(itertools.islice(self._kept, len(self._kept) - behind, None))
+        held = self._index.stats()["held"]
+        if sum(size for _, size in missed) > REPLAYED_BYTES + held * _BLOCK_BYTES:
+            raise KvmeshError(
+                ErrorCode.ERROR_CODE_NOT_FOUND,
+                f"{behind} batches are more than {self.holder_id}'s {held} blocks; take a snapshot",
+            )
+        return [batch for batch, _ in missed]
 
     def _parts(self, hashes: Sequence[int]) -> Iterable[Sequence[int]]:
         """The hashes of one event in pieces that fit into batches; none of an event without any."""

@@ -1,6 +1,6 @@
 """What every kvmesh gRPC server does around its handlers.
 
-One interceptor: a KvmeshError becomes its status with the error message in the trailing metadata; anything
+One interceptor: a KvmeshError becomes its status with its trailers; anything
 else unexpected is logged here and leaves as a bare INTERNAL; the caller's `traceparent` becomes the parent of
 the RPC's span; RPCs are counted and timed; headers of streams go out before their first message, which
 grpc would otherwise hold them back for.
@@ -22,7 +22,8 @@ import grpc
 import structlog
 
 from kvmesh.common import metrics
-from kvmesh.common.errors import ERROR_METADATA_KEY, KvmeshError
+from kvmesh.common.errors import KvmeshError
+from kvmesh.common.grpc.trailers import error_trailers
 from kvmesh.common.telemetry import span
 from kvmesh.common.trace import TRACEPARENT
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -123,7 +124,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _rpc(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         started = time.perf_counter()
-        in_flight = self._metrics.in_flight.labels(method)
+        in_flight = self._metrics.in_flight_of(method)
         in_flight.inc()
         self._live += 1
         self._idle.clear()
@@ -132,11 +133,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             with span(method, parent=_traceparent(context)):
                 try:
                     if self._draining:
-                        raise KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "shutting down; use another one")
+                        raise shutting_down()
                     yield
                 except KvmeshError as error:
                     code = error.spec.grpc
-                    await context.abort(code, error.message, _error_metadata(error))
+                    await context.abort(code, error.message, tuple(error_trailers(error)))
                 except grpc.aio.AbortError:
                     code = _abort_code(context)
                     raise
@@ -156,8 +157,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             if not self._live:
                 self._idle.set()
             in_flight.dec()
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.duration.labels(method).observe(time.perf_counter() - started)
+            self._metrics.ended_as(method, code.name).inc()
+            self._metrics.duration_of(method).observe(time.perf_counter() - started)
+
+
+def shutting_down() -> KvmeshError:
+    """What a server that drains says to calls."""
+    return KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "shutting down; use another one")
 
 
 def _traceparent(context: grpc.aio.ServicerContext) -> str:
@@ -165,10 +171,6 @@ def _traceparent(context: grpc.aio.ServicerContext) -> str:
         if key == TRACEPARENT and isinstance(value, str):
             return value
     return ""
-
-
-def _error_metadata(error: KvmeshError) -> tuple[tuple[str, bytes], ...]:
-    return ((ERROR_METADATA_KEY, error.to_proto().SerializeToString()),)
 
 
 def _abort_code(context: Any) -> grpc.StatusCode:

@@ -4,6 +4,8 @@ A message through grpc's asyncio API costs wake-ups of its threads, which is mos
 the loop's alone (`benchmarks/streams.py`). What a turn of the loop sends leaves at its end. A stream's two
 ends are a `Stream`, to send by, and a `StreamHandler`, told what comes, as asyncio's transports and protocols
 are. Both ends may be met by any other gRPC library.
+
+A unary call that is served here is a stream of one message each way: its handler hears the one, and answers.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
-from kvmesh.common.errors import BARE_STATUS, ERROR_METADATA_KEY, KvmeshError, carried_error, invalid
+from kvmesh.common.errors import BARE_STATUS, KvmeshError, carried_error, invalid
+from kvmesh.common.grpc.server import shutting_down
+from kvmesh.common.grpc.trailers import error_trailers
 from kvmesh.common.metrics import RpcMetrics
+from kvmesh.common.telemetry import span
 from kvmesh.common.tls import MeshTls
 from kvmesh.core import Streams
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -48,8 +53,21 @@ class StreamHandler(Protocol):
         ...
 
 
+class CallHandler(StreamHandler):
+    """Who answers a unary call: hears one message, and of its end if that matters to it."""
+
+    def on_half_close(self) -> None:
+        """Of streams only."""
+
+    def on_writable(self) -> None:
+        """Of streams only."""
+
+    def on_closed(self, error: KvmeshError | None) -> None: ...
+
+
 # Gives a served stream its handler, or raises the KvmeshError that refuses it.
 Accept = Callable[["Stream"], StreamHandler]
+AcceptCall = Callable[["Call"], CallHandler]
 
 
 class Stream:
@@ -84,6 +102,34 @@ class Stream:
         self._hub.forget(self)
 
 
+class Call(Stream):
+    """A served unary call: to be answered once, or failed, unless its handler is told of an error before.
+
+    Its span is open from its message to its end, in a context of its own.
+    """
+
+    __slots__ = ("_context", "_span")
+
+    def __init__(self, hub: StreamHub, stream_id: int, method: str, traceparent: str) -> None:
+        super().__init__(hub, stream_id)
+        self._context = contextvars.Context()
+        self._span = span(method, parent=traceparent)
+
+    def answer(self, message: bytes) -> None:
+        """With OK, unless it has left by then."""
+        self.send(message)
+        self.end()
+
+    # The hub's.
+
+    def run(self, message: bytes) -> None:
+        self._context.run(self._span.__enter__)
+        self._context.run(self.handler.on_message, message)
+
+    def over(self, error: KvmeshError | None) -> None:
+        self._context.run(self._span.__exit__, type(error) if error else None, error, None)
+
+
 class StreamHub:
     """The streams of one event loop. `close` when done; streams still open are cut then."""
 
@@ -96,9 +142,11 @@ class StreamHub:
             tls.on_change(self._secure)
         self._metrics = metrics
         self._open: dict[int, Stream] = {}
-        self._accept: dict[str, Accept] = {}
+        self._accept: dict[str, Callable[[Any], StreamHandler]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        # Set once no unary call is under way; there since `drain`.
+        self._answered: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
         # Outside of whatever request caused this: what comes belongs to no trace.
         self._context = contextvars.Context()
@@ -107,13 +155,23 @@ class StreamHub:
         self._closed = False
         self._context.run(self._loop.add_reader, self.streams.fileno(), self._drain)
 
-    def serve(self, host: str, port: int, methods: Mapping[str, Accept], others: str) -> int:
-        """Serve `methods`, by path; other calls go to the gRPC server on the unix socket `others`.
+    def serve(
+        self,
+        host: str,
+        port: int,
+        streams: Mapping[str, Accept],
+        others: str,
+        unary: Mapping[str, AcceptCall] | None = None,
+    ) -> int:
+        """Serve methods, by path, as streams and as unary calls; others go to the gRPC server on the unix
+        socket `others`, and so do unary calls whose messages are compressed.
 
         Returns the port. Raises OSError when it cannot listen there.
         """
-        self._accept.update(methods)
-        port = self.streams.listen(host, port, set(methods), others)
+        unary = unary or {}
+        self._accept.update(streams)
+        self._accept.update(unary)
+        port = self.streams.listen(host, port, set(streams), set(unary), others)
         self._look_soon()
         return port
 
@@ -135,14 +193,15 @@ class StreamHub:
         self._look_soon()
         self.streams.end(stream.id)
 
+    async def drain(self, seconds: float) -> bool:
+        """Refuse unary calls from now on; whether those under way ended in time."""
+        self._answered = asyncio.Event()
+        self._look_for_calls()
+        return await _within(seconds, self._answered)
+
     async def drained(self, seconds: float) -> bool:
         """Wait until no stream is open, at most so long; whether that came true."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await _within(seconds, self._idle)
 
     def forget(self, stream: Stream) -> None:
         self._look_soon()
@@ -150,9 +209,8 @@ class StreamHub:
         self.streams.cancel(stream.id)
 
     def fail(self, stream: Stream, error: KvmeshError) -> None:
-        details = [(ERROR_METADATA_KEY, error.to_proto().SerializeToString())]
         self._look_soon()
-        self.streams.fail(stream.id, error.spec.grpc.value[0], error.message, details)
+        self.streams.fail(stream.id, error.spec.grpc.value[0], error.message, error_trailers(error))
         self._close(stream, error)
 
     def close(self) -> None:
@@ -187,6 +245,10 @@ class StreamHub:
             if kind == "opened":
                 stream = Stream(self, stream_id)
                 stream.served = (content, time.perf_counter())
+            elif kind == "called":
+                method, traceparent, content = content
+                stream = Call(self, stream_id, method, traceparent)
+                stream.served = (method, time.perf_counter())
             elif (known := self._open.get(stream_id)) is not None:
                 stream = known
             else:
@@ -211,10 +273,19 @@ class StreamHub:
         elif kind == "half_closed":
             stream.handler.on_half_close()
         else:
-            stream.handler = self._accept[content](stream)
-            self._add(stream)
-            if self._metrics is not None:
-                self._metrics.in_flight.labels(content).inc()
+            self._begin(stream)
+            if isinstance(stream, Call):
+                if self._answered is not None:
+                    raise shutting_down()
+                stream.run(content)
+
+    def _begin(self, stream: Stream) -> None:
+        assert stream.served is not None
+        method, _ = stream.served
+        stream.handler = self._accept[method](stream)
+        self._add(stream)
+        if self._metrics is not None:
+            self._metrics.in_flight_of(method).inc()
 
     def _broke(self, stream: Stream, error: KvmeshError) -> None:
         """A handler raised, or there is none: the stream ends for both ends."""
@@ -236,9 +307,11 @@ class StreamHub:
         if stream.served is not None and self._metrics is not None:
             method, began = stream.served
             status = error.spec.grpc if error is not None else grpc.StatusCode.OK
-            self._metrics.in_flight.labels(method).dec()
-            self._metrics.requests.labels(method, status.name).inc()
-            self._metrics.duration.labels(method).observe(time.perf_counter() - began)
+            self._metrics.in_flight_of(method).dec()
+            self._metrics.ended_as(method, status.name).inc()
+            self._metrics.duration_of(method).observe(time.perf_counter() - began)
+        if isinstance(stream, Call):
+            stream.over(error)
         stream.handler.on_closed(error)
 
     def _add(self, stream: Stream) -> None:
@@ -249,6 +322,20 @@ class StreamHub:
         self._open.pop(stream.id, None)
         if not self._open:
             self._idle.set()
+        self._look_for_calls()
+
+    def _look_for_calls(self) -> None:
+        if self._answered is not None and not any(isinstance(s, Call) for s in self._open.values()):
+            self._answered.set()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _error(code: int, message: str, details: Mapping[str, bytes]) -> KvmeshError | None:

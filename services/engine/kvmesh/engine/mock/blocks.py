@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvmesh.core import hash_tokens, namespace_seed
+from kvmesh.common.block_names import chain_seed
+from kvmesh.core import hash_tokens
 from kvmesh.engine.contract import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 
 
 def page_hashes(token_ids: Sequence[int], page_size: int, cache_salt: str) -> list[int]:
     """The 64-bit hashes of the whole pages of `token_ids`, as SGLang's storage keys begin."""
-    seed = namespace_seed(cache_salt=cache_salt) if cache_salt else b""
-    return hash_tokens(np.asarray(token_ids, dtype=np.uint32), page_size, seed).tolist()
+    return hash_tokens(np.asarray(token_ids, dtype=np.uint32), page_size, chain_seed(cache_salt)).tolist()
 
 
 class Allocation:

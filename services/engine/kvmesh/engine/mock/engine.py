@@ -19,6 +19,7 @@ from kvmesh.engine.contract import (
     Finish,
     FinishReason,
     KvEvent,
+    Probe,
     Role,
     StepOutput,
     StepSink,
@@ -159,8 +160,8 @@ class MockEngine(Engine):
         while True:
             yield await self._events.get()
 
-    async def cache_prompt(self, token_ids: Sequence[int]) -> None:
-        chain = page_hashes(token_ids, self._page_size, "")
+    async def cache_prompt(self, token_ids: Sequence[int], cache_salt: str = "") -> None:
+        chain = page_hashes(token_ids, self._page_size, cache_salt)
         await self._sleep(self._timing.prefill_s(len(token_ids)))
         allocation = self._pool.allocate(chain, len(chain), len(chain))
         if allocation is None:
@@ -168,6 +169,9 @@ class MockEngine(Engine):
         self._pool.store(allocation, chain)
         self._pool.release(allocation)
         self._emit_events()
+
+    async def probe(self) -> Probe:
+        return self._timing.probe(self._role, embeds=bool(self._embeds))
 
     async def flush_cache(self) -> None:
         if self._live:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kvmesh.common.served import MockConfig
+from kvmesh.engine.contract import Probe, Role
 
 # A process that had no CPU for longer than this does not hurry to catch up.
 MAX_LAG_S = 0.05
+# A law shows at any two sizes; more of them make it count for more.
+_PROBED_TOKENS, _PROBED_STREAMS = (16, 64, 256, 1024, 4096), (1, 8, 64)
 
 
 class TimingModel:
@@ -29,6 +32,19 @@ class TimingModel:
     def transfer_s(self, size: int) -> float:
         """`size` bytes from prefill to decode."""
         return size / (self._config.transfer_gib_s * (1 << 30)) / self._config.speedup
+
+    def probe(self, role: Role, *, embeds: bool) -> Probe:
+        """What an engine of this role would measure, without the time that takes."""
+        config = self._config
+        token_bytes = config.block_bytes / config.page_size
+        prefill = tuple((tokens, 1000 * self.prefill_s(tokens)) for tokens in _PROBED_TOKENS)
+        decode = tuple((streams, 0.0, 1000 * self.decode_s(streams)) for streams in _PROBED_STREAMS)
+        transfer = tuple((n, 1000 * self.transfer_s(round(n * token_bytes))) for n in _PROBED_TOKENS)
+        return Probe(
+            prefill=() if role is Role.DECODE else prefill,
+            decode=() if role is Role.PREFILL or embeds else decode,
+            transfer=transfer if role is Role.PREFILL else (),
+        )
 
 
 class Pacer:

@@ -82,17 +82,13 @@ class CudaPages(DevicePages):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.batch = max(1, min(self.count, STAGING_BYTES // sum(self.segments)))
-        self._out = _Staging(self.batch, self.segments, self.buffers[0].device)
-        self._in = _Staging(self.batch, self.segments, self.buffers[0].device)
+        self._out = Staging(self.batch, self.buffers)
+        self._in = Staging(self.batch, self.buffers)
 
     def offload(self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
         for start in range(0, len(ids), self.batch):
             part = ids[start : start + self.batch]
-            with torch.cuda.stream(self._out.stream):
-                rows = torch.tensor(part, device=self.buffers[0].device)
-                for buffer, staged in zip(self.buffers, self._out.columns, strict=True):
-                    staged[: len(part)].copy_(buffer.index_select(0, rows), non_blocking=True)
-            self._out.stream.synchronize()
+            self._out.gather(part)
             chain = digests[32 * start : 32 * (start + len(part))]
             _, _, full = client.offload(parent, chain, self._out.pages, list(range(len(part))))
             if full:
@@ -103,24 +99,38 @@ class CudaPages(DevicePages):
     def load(self, lease: Lease, ids: list[int], layer: int) -> None:
         first, end = layer * self.per_layer, (layer + 1) * self.per_layer
         lease.load(self._in.pages, list(range(len(ids))), first, end)
-        with torch.cuda.stream(self._in.stream):
-            rows = torch.tensor(ids, device=self.buffers[0].device)
-            for segment in range(first, end):
-                staged = self._in.columns[segment][: len(ids)]
-                self.buffers[segment].index_copy_(0, rows, staged.to(rows.device, non_blocking=True))
-        # Also before the staging is filled again.
-        self._in.stream.synchronize()
+        self._in.scatter(ids, first, end)
 
 
-class _Staging:
-    """Pinned blocks and the stream that copies them."""
+class Staging:
+    """Pinned blocks, and the stream that copies pages of a GPU from and to them. Belongs to one thread."""
 
-    def __init__(self, blocks: int, segments: list[int], device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-        memory = [torch.empty(blocks, size, dtype=torch.uint8, pin_memory=True) for size in segments]
+    def __init__(self, blocks: int, buffers: list[torch.Tensor]) -> None:
+        """`buffers` hold a page a row, on the GPU."""
+        self._buffers = buffers
+        self._stream = torch.cuda.Stream(buffers[0].device)
+        segments = [rows.shape[1] for rows in buffers]
         # One tensor a segment keeps each copy contiguous.
-        self.columns = memory
-        self.pages = _describe(memory, segments, blocks)
+        self._columns = [torch.empty(blocks, size, dtype=torch.uint8, pin_memory=True) for size in segments]
+        self.pages = _describe(self._columns, segments, blocks)
+
+    def gather(self, ids: list[int]) -> None:
+        """Copy these pages to the first blocks; they are there when this returns."""
+        with torch.cuda.stream(self._stream):
+            rows = torch.tensor(ids, device=self._buffers[0].device)
+            for buffer, staged in zip(self._buffers, self._columns, strict=True):
+                staged[: len(ids)].copy_(buffer.index_select(0, rows), non_blocking=True)
+        self._stream.synchronize()
+
+    def scatter(self, ids: list[int], first: int, end: int) -> None:
+        """Copy segments `first` to `end` of the first blocks to these pages; done when it returns."""
+        with torch.cuda.stream(self._stream):
+            rows = torch.tensor(ids, device=self._buffers[0].device)
+            for segment in range(first, end):
+                staged = self._columns[segment][: len(ids)]
+                self._buffers[segment].index_copy_(0, rows, staged.to(rows.device, non_blocking=True))
+        # Also before the blocks are filled again.
+        self._stream.synchronize()
 
 
 def device_pages(pool: Any, params: Any, components: set[Any]) -> DevicePages:

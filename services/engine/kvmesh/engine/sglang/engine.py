@@ -13,7 +13,7 @@ import tempfile
 from array import array
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,20 @@ from kvmesh.engine.contract import (
     EngineRequest,
     Finish,
     KvEvent,
+    Probe,
     Role,
     Sampling,
     StepOutput,
     StepSink,
     Timing,
 )
+from kvmesh.engine.probing import Probing
 from kvmesh.engine.sglang.events import KvEventStream
 from kvmesh.engine.sglang.finishes import CANCELLED, aborted, failed, finish_of
 from kvmesh.engine.sglang.frames import FrameReader
 from kvmesh.engine.sglang.load import LoadReader
 from kvmesh.engine.sglang.process import EngineProcess
+from kvmesh.engine.sglang.rehearsals import CACHED, NO_PEER, NOT_CACHED
 from kvmesh.engine.sglang.sampling import logprob_fields, sampling_fields
 from kvmesh.engine.sglang.spec import EngineSpec
 from kvmesh.engine.sglang.wire import Wire
@@ -55,9 +58,6 @@ log = structlog.get_logger(__name__)
 _ABORT_AGAIN_S = 1.0
 _ABORT_TIMES = 10
 _FLUSH_S = 30.0
-# SGLang takes a request that names this host as its own rehearsal, and hands no KV over
-# (`sglang.srt.disaggregation.utils.FAKE_BOOTSTRAP_HOST`).
-NO_PEER = "2.2.2.2"
 # Unix socket paths end here; SGLang's own take some 30 characters of it.
 _LONGEST_DIRECTORY = 70
 
@@ -151,7 +151,7 @@ class SglangEngine(Engine):
         token_ids = self._checked_prompt(request)
         bootstrap = self._checked_bootstrap(request)
         if self._info.embedding_size:
-            return self._embed(request, token_ids, sink)
+            return self._embed(token_ids, request.priority, sink)
         room = self._info.context_length - len(token_ids)
         sampling = sampling_fields(request.sampling, self._role, self._info.vocab_size, room)
         if request.sampling.constraint is not None and not self._info.constraints:
@@ -161,28 +161,31 @@ class SglangEngine(Engine):
                 param="constraint",
             )
         check_adapter(request.adapter, self._info)
-        handle = next(self._handles)
-        # Of one length, because SGLang takes an abort for all ids that begin with the one named.
-        rid = f"{handle:016x}"
         if salt := request.block_salt:
             bootstrap["cache_salt"] = salt
         if request.adapter:
             bootstrap["lora_id"] = self._adapters[request.adapter]
         if self._priorities:
             bootstrap["priority"] = request.priority
-        message = self._wire.request(
-            rid, token_ids, sampling, **bootstrap, **logprob_fields(request.sampling, self._role)
+        return self._queue(
+            token_ids, sampling, sink, **bootstrap, **logprob_fields(request.sampling, self._role)
         )
+
+    def _queue(self, token_ids: array[int], sampling: dict[str, Any], sink: StepSink, **fields: Any) -> int:
+        handle = next(self._handles)
+        # Of one length, because SGLang takes an abort for all ids that begin with the one named.
+        rid = f"{handle:016x}"
+        message = self._wire.request(rid, token_ids, sampling, **fields)
         self._live[rid] = _Live(handle, sink, len(token_ids))
         self._inputs.send(message, zmq.NOBLOCK)
         return handle
 
-    def _embed(self, request: EngineRequest, token_ids: array[int], sink: StepSink) -> int:
+    def _embed(self, token_ids: array[int], priority: int, sink: StepSink) -> int:
         handle = next(self._handles)
         rid = f"{handle:016x}"
-        priority = {"priority": request.priority} if self._priorities else {}
+        urgency = {"priority": priority} if self._priorities else {}
         self._live[rid] = _Live(handle, sink, len(token_ids))
-        self._inputs.send(self._wire.embedding(rid, token_ids, **priority), zmq.NOBLOCK)
+        self._inputs.send(self._wire.embedding(rid, token_ids, **urgency), zmq.NOBLOCK)
         return handle
 
     def _checked_prompt(self, request: EngineRequest) -> array[int]:
@@ -211,13 +214,7 @@ class SglangEngine(Engine):
                 ErrorCode.ERROR_CODE_WRONG_ROLE,
                 f"engine {self._worker_id} is {self._role.value} and {wants} bootstrap",
             )
-        if meeting is None:
-            return {}
-        return {
-            "bootstrap_host": meeting.host,
-            "bootstrap_port": meeting.port,
-            "bootstrap_room": meeting.room,
-        }
+        return {} if meeting is None else _bootstrap_fields(meeting)
 
     def abort(self, handle: int) -> None:
         rid = f"{handle:016x}"
@@ -298,7 +295,7 @@ class SglangEngine(Engine):
         for sink, outputs in by_sink.items():
             sink(outputs)
 
-    def _timing(self, times: tuple[float, float, float, int] | None) -> Timing | None:
+    def _timing(self, times: tuple[float, float, float, int, float] | None) -> Timing | None:
         if times is None:
             return None
         self._totals.transferred_bytes_total += times[3]
@@ -336,19 +333,39 @@ class SglangEngine(Engine):
             load.blocks_used = -(-now.num_used_tokens // page)
             load.blocks_cached = now.num_cached_tokens // page
             load.transfers = now.transfers
+            load.store = now.kvmesh_store or load.store
         return load
 
     def kv_events(self) -> AsyncGenerator[list[KvEvent], None]:
         return self._events.events()
 
-    async def cache_prompt(self, token_ids: Sequence[int]) -> None:
-        meeting = None if self._role is Role.AGGREGATED else Bootstrap(NO_PEER, 0, next(self._handles))
+    async def cache_prompt(self, token_ids: Sequence[int], cache_salt: str = "") -> None:
+        meeting = None if self._role is Role.AGGREGATED else Bootstrap(NO_PEER, CACHED, next(self._handles))
         sampling = Sampling(temperature=0, max_new_tokens=1, ignore_eos=True)
-        request = EngineRequest("cache-prompt", token_ids, sampling, meeting)
+        request = EngineRequest("cache-prompt", token_ids, sampling, meeting, cache_salt=cache_salt)
         async with aclosing(self.generate(request)) as outputs:
             async for output in outputs:
                 if output.finish is not None and output.finish.error is not None:
                     raise output.finish.error
+
+    async def probe(self) -> Probe:
+        totals = replace(self._totals)
+        try:
+            return await Probing(self._info, self._rehearse, self.abort).measure()
+        finally:
+            self._totals = totals
+
+    def _rehearse(self, token_ids: Sequence[int], new_tokens: int, sink: StepSink) -> int:
+        """Run a prompt with no peer, and leave nothing of it in the cache."""
+        if self._ended is not None:
+            raise self._ended
+        prompt = array("q", token_ids)
+        if self._info.embedding_size:
+            return self._embed(prompt, 0, sink)
+        wanted = Sampling(temperature=0, max_new_tokens=new_tokens, ignore_eos=True)
+        sampling = sampling_fields(wanted, self._role, self._info.vocab_size, new_tokens)
+        meeting = Bootstrap(NO_PEER, NOT_CACHED, next(self._handles))
+        return self._queue(prompt, sampling, sink, **_bootstrap_fields(meeting))
 
     async def flush_cache(self) -> None:
         if self._ended is not None:
@@ -397,6 +414,14 @@ class SglangEngine(Engine):
         for flush in self._flushes:
             if not flush.done():
                 flush.set_exception(error)
+
+
+def _bootstrap_fields(meeting: Bootstrap) -> dict[str, Any]:
+    return {
+        "bootstrap_host": meeting.host,
+        "bootstrap_port": meeting.port,
+        "bootstrap_room": meeting.room,
+    }
 
 
 def _remove_files(directory: str, load_file: str) -> None:

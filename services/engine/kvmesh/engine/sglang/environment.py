@@ -20,8 +20,17 @@ FAULT_FILE = "KVMESH_SGLANG_FAULT_FILE"
 
 
 def set_environment(spec: EngineSpec) -> None:
-    """What the operator has set stays."""
-    defaults = {
+    """For this process and those it starts. What the operator has set stays."""
+    for name, value in defaults(spec.host, spec.engines).items():
+        os.environ.setdefault(name, value)
+    os.environ[PLUGINS] = "1"
+    os.environ[OUTPUTS] = f"{spec.directory}/outputs"
+    os.environ[FAULT_FILE] = f"{spec.directory}/fault"
+
+
+def defaults(host: str, engines: int) -> dict[str, str]:
+    """What holds for an engine on `host`, one of so many here, where nobody has set anything else."""
+    names = {
         # The scheduler's socket speaks msgpack instead of pickle.
         "SGLANG_USE_PICKLE_IPC": "0",
         # Log probabilities are the model's, whatever the temperature.
@@ -33,15 +42,11 @@ def set_environment(spec: EngineSpec) -> None:
         # Decode looks whether prefill is alive this often, twice in vain before it gives up.
         "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": "2",
     }
-    if spec.host in ("127.0.0.1", "localhost", "::1"):
+    if host in ("127.0.0.1", "localhost", "::1"):
         # What listens for the other half listens where this worker does, not on every interface.
-        defaults["SGLANG_HOST_IP"] = "127.0.0.1" if spec.host == "localhost" else spec.host
+        names["SGLANG_HOST_IP"] = "127.0.0.1" if host == "localhost" else host
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         # More threads than cores over all engines make each of them wait for the others.
-        defaults["OMP_NUM_THREADS"] = str(max(1, cores // max(1, spec.engines)))
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ[PLUGINS] = "1"
-    os.environ[OUTPUTS] = f"{spec.directory}/outputs"
-    os.environ[FAULT_FILE] = f"{spec.directory}/fault"
+        names["OMP_NUM_THREADS"] = str(max(1, cores // max(1, engines)))
+    return names

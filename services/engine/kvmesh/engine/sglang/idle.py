@@ -1,4 +1,4 @@
-"""Stops a scheduler from spinning while its requests wait for something other than the device."""
+"""How long a scheduler with nothing to compute sleeps: neither spinning nor past what it is to look at."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ _LONGEST_MS = 5
 
 
 class _Waiting:
-    """What a scheduler with nothing to compute waits for: a message, or news of a KV hand-over."""
+    """What a scheduler with nothing to compute waits for: a message, or news of a hand-over or an offload."""
 
-    def __init__(self, messages: Any) -> None:
+    def __init__(self, messages: Any, sleeper: Any) -> None:
         self.news = os.eventfd(0, os.EFD_NONBLOCK)
         self._poller = zmq.Poller()
         self._poller.register(messages, zmq.POLLIN)
         self._poller.register(self.news, zmq.POLLIN)
+        # SGLang's own sleep, of a second: pages of an offload that is over would stay taken so long.
+        if sleeper is not None:
+            sleeper.poller.register(self.news, zmq.POLLIN)
 
     def wait(self) -> None:
         if any(ready == self.news for ready, _ in self._poller.poll(_LONGEST_MS)):
@@ -39,11 +42,16 @@ def wait_for_progress(_result: None, scheduler: Any) -> None:
     if messages is None:  # ranks other than the first wait in a collective for that one
         return
     if not _news_to:
-        _news_to.append(_Waiting(messages))
+        _news_to.append(_Waiting(messages, scheduler.idle_sleeper))
     _news_to[0].wait()
 
 
 def tell_news(_result: None, _manager: Any, *_args: Any, **_kwargs: Any) -> None:
     """After a hand-over's status changed, in whichever thread learnt of it."""
+    wake()
+
+
+def wake() -> None:
+    """Have the scheduler look at what has changed, if it sleeps. From any thread."""
     for waiting in _news_to:
         os.eventfd_write(waiting.news, 1)

@@ -1,4 +1,4 @@
-"""The parent of SGLang's scheduler processes: `python -m kvmesh.engine.sglang.launcher FD`.
+"""The parent of SGLang's scheduler processes: `python -m kvmesh.engine.sglang.launcher FD`, or a fork.
 
 A process of its own, so that the worker neither imports SGLang nor shares its signal handlers, its
 bootstrap server's thread or its interpreter lock. It talks to the worker in JSON lines over the
@@ -8,7 +8,7 @@ which it does when the worker dies however it dies, everything here ends.
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import json
 import multiprocessing
 import os
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from kvmesh.v1.errors_pb2 import ErrorCode
-
-_PR_SET_PDEATHSIG = 1
-
 
 # The socket to the worker; a forked scheduler must let go of it.
 _link: socket.socket | None = None
@@ -53,6 +50,24 @@ class Launcher:
         self._directory = ""
         self._load_file = ""
         self._schedulers: list[BaseProcess] = []
+
+    def heed_hang_up(self) -> None:
+        """End as soon as the worker hangs up, even in the middle of an import."""
+        signal.signal(signal.SIGIO, self._stop_if_left)
+        fcntl.fcntl(self._link, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self._link, fcntl.F_GETFL)
+        fcntl.fcntl(self._link, fcntl.F_SETFL, flags | os.O_ASYNC)
+        self._stop_if_left()  # it may have before
+
+    def _stop_if_left(self, *_signal: object) -> None:
+        try:
+            left = not self._link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            left = False
+        except OSError:
+            left = True
+        if left:
+            self._stop()
 
     def tell(self, event: str, **fields: Any) -> None:
         self._link.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -200,13 +215,13 @@ def _bootstrap_port(host: str, wanted: int) -> int:
         return probe.getsockname()[1]
 
 
-def main() -> None:
-    # A worker killed outright takes this process with it, even in the middle of an import.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def serve(link: socket.socket) -> NoReturn:
+    """Launch the engine that the worker at the other end asks for; ends the process with it."""
     global _link
-    _link = socket.socket(fileno=int(sys.argv[1]))
-    launcher = Launcher(_link)
+    _link = link
+    launcher = Launcher(link)
     try:
+        launcher.heed_hang_up()
         launcher.run()
     finally:
         launcher.close()
@@ -217,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,9 +26,11 @@ from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoa
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from kvmesh.core import Lease
+from kvmesh.engine.contract import StoreTraffic
+from kvmesh.engine.sglang import idle
 from kvmesh.engine.sglang.device_pages import DevicePages, UnsupportedPool, device_pages
 from kvmesh.engine.sglang.namespace import shard_of, store_namespace
-from kvmesh.engine.sglang.onboarding import Onboarding
+from kvmesh.engine.sglang.onboarding import LoadTime, Onboarding
 from kvmesh.engine.sglang.store_link import StoreLink
 
 log = logging.getLogger(__name__)
@@ -59,24 +62,18 @@ def linker_server_args(
     }
 
 
-@dataclass
-class LinkerStats:
-    """Pages, since the start."""
-
-    offloaded: int = 0
-    # The store had no room for them, or was not there.
-    refused: int = 0
-    # Not even tried, because the copier was behind.
-    shed: int = 0
-    loaded: int = 0
-    # Loads that were begun and failed; their requests were aborted, to be tried again.
-    failed_loads: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Load:
     lease: Lease
     pages: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One request's loads."""
+
+    loads: list[_Load]
+    time: LoadTime
 
 
 @dataclass(slots=True)
@@ -103,14 +100,14 @@ class KvbmLinker(UnifiedCacheLinker):
     ) -> None:
         self.forward_stream = forward_stream
         self.page_size: int = params.page_size
-        self.stats = LinkerStats()
+        self.stats = StoreTraffic()
         self.onboarding = Onboarding(params.page_size)
         self.parent_of_next: str | None = None
         kvcache = params.token_to_kv_pool_allocator.get_kvcache()
         self.pools = {PoolName.KV: kvcache}
         self._counter = LayerWiseLoadCounter(kvcache.layer_num)
         self.layer_done_counter = self._counter
-        self._queued: dict[str, list[_Load]] = {}
+        self._queued: dict[str, _Batch] = {}
         self._results: deque[Future[bool]] = deque()
         self._waiting = _Count()
         self._link: StoreLink | None = None
@@ -160,7 +157,8 @@ class KvbmLinker(UnifiedCacheLinker):
                 break
             loads.append(_Load(lease, pages[part]))
         self.onboarding.origins = self._origins(loads)
-        self._queued[rid] = loads
+        self.onboarding.load_time = LoadTime()
+        self._queued[rid] = _Batch(loads, self.onboarding.load_time)
         return True
 
     def start_layer_wise_loading(self) -> int:
@@ -176,23 +174,27 @@ class KvbmLinker(UnifiedCacheLinker):
         return self._counter.finish(counter_index)
 
     def cancel_queued_load(self, rid: str) -> bool:
-        loads = self._queued.pop(rid, None)
-        if loads is None:
+        batch = self._queued.pop(rid, None)
+        if batch is None:
             return False
-        self._release(loads)
+        self._release(batch.loads)
         return True
 
-    def _run_loads(self, index: int, batches: list[list[_Load]], ready: list[torch.cuda.Event]) -> None:
+    def _run_loads(self, index: int, batches: list[_Batch], ready: list[torch.cuda.Event]) -> None:
         assert self._pages is not None
-        loads = [load for batch in batches for load in batch]
+        loads = [load for batch in batches for load in batch.loads]
+        began = time.perf_counter()
         try:
-            if not all(batches):
+            if not all(batch.loads for batch in batches):
                 raise LookupError("blocks were evicted between look-up and load")
             for event in ready:
                 event.synchronize()
             for layer in range(self._pages.layers):
                 for load in loads:
                     self._pages.load(load.lease, load.pages, layer)
+                if layer == self._pages.layers - 1:
+                    for batch in batches:
+                        batch.time.ms = 1e3 * (time.perf_counter() - began)
                 self._counter.complete(index, layer)
             self.stats.loaded += sum(len(load.pages) for load in loads)
         except Exception as error:
@@ -271,6 +273,8 @@ class KvbmLinker(UnifiedCacheLinker):
             self.stats.refused += job.pages
         self._waiting.add(-job.pages)
         job.done.set_result(stored)
+        # An idle scheduler has to let go of the pages.
+        idle.wake()
 
     # Life.
 

@@ -10,6 +10,7 @@ import struct
 import msgspec
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.engine.contract import StoreTraffic
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # SGLang's layout: a header (magic, version, ranks, slot size), then a slot a rank (length, msgpack map).
@@ -27,12 +28,13 @@ class Disaggregation(msgspec.Struct, array_like=True):
 
 
 class SchedulerLoad(msgspec.Struct):
-    """What is read of SGLang's snapshot; `num_cached_tokens` is the kvmesh plugin's."""
+    """What is read of SGLang's snapshot; `num_cached_tokens` and `kvmesh_store` are the kvmesh plugin's."""
 
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0
     num_used_tokens: int = 0
     num_cached_tokens: int = 0
+    kvmesh_store: StoreTraffic | None = None
     disaggregation: Disaggregation | None = None
 
     @property

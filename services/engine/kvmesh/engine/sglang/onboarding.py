@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 # Tokens whose time makes up the pace; older ones count little.
 MEMORY_TOKENS = 16_384
+
+
+@dataclass(slots=True)
+class LoadTime:
+    """How long a request's load took, from its begin until its last layer was there.
+
+    Set by the loader's thread, before the request's first output.
+    """
+
+    ms: float = 0.0
 
 
 class Onboarding:
@@ -22,6 +33,7 @@ class Onboarding:
         self.coming: str | None = None
         # Tokens of the last load by the tier they came up from: nvme, network.
         self.origins: tuple[int, int] = (0, 0)
+        self.load_time = LoadTime()
 
     @property
     def per_block_s(self) -> float:
@@ -63,6 +75,7 @@ def note_origins(_result: Any, wrapper: Any, req: Any) -> None:
     onboarding = getattr(wrapper.cache_linker, "onboarding", None)
     if onboarding is not None and req.rid in wrapper.private_load_indices:
         req.kvmesh_origins = onboarding.origins
+        req.time_stats.__dict__["kvmesh_load"] = onboarding.load_time
 
 
 def note_pace(_result: Any, scheduler: Any, batch: Any, *_rest: Any) -> None:

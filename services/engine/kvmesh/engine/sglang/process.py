@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-import sys
 from collections.abc import Awaitable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kvmesh.common.errors import TABLE, KvmeshError
 from kvmesh.engine.sglang.spec import EngineSpec
+from kvmesh.engine.sglang.starting import Launcher, start_launcher
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 # The layouts of SGLang's messages come in one line.
@@ -26,7 +27,7 @@ class EngineProcess:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._process: asyncio.subprocess.Process | None = None
+        self._launcher: Launcher | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
         self._events: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -36,21 +37,13 @@ class EngineProcess:
         self.scheduler_pids: list[int] = []
 
     async def start(self) -> None:
-        """Start the launcher and send the spec; returns at once."""
+        """Start the launcher and send the spec. Waits where a forkserver is still importing SGLang."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # SGLang warns of every kind of device this machine does not have.
-                "-Wignore::UserWarning",
-                "-m",
-                "kvmesh.engine.sglang.launcher",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                # A terminal's Ctrl-C is for the worker, which drains first.
-                start_new_session=True,
-            )
+        with contextlib.ExitStack() as undone:
+            undone.enter_context(ours)
+            with theirs:
+                self._launcher = await start_launcher(theirs, self._spec)
+            undone.pop_all()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=_LONGEST_LINE)
         self._writer.write(json.dumps(asdict(self._spec)).encode() + b"\n")
         self._listening = asyncio.create_task(self._listen(reader))
@@ -81,9 +74,10 @@ class EngineProcess:
             else:
                 future = self._events.setdefault(name, asyncio.get_running_loop().create_future())
                 future.set_result(message)
-        assert self._process is not None
-        code = await self._process.wait()
-        self._fail(f"its launcher ended with exit code {code}; see the log above")
+        assert self._launcher is not None
+        code = await self._launcher.wait()
+        how = "" if code is None else f" with exit code {code}"
+        self._fail(f"its launcher ended{how}; see the log above")
 
     def _fail(self, reason: str, code: str | None = None) -> None:
         if not self.failure.done() and not self._closing:
@@ -99,12 +93,12 @@ class EngineProcess:
         if self._writer is not None:
             # The launcher takes the closed socket for its order to stop.
             self._writer.close()
-        if self._process is not None and self._process.returncode is None:
+        if self._launcher is not None:
             try:
-                await asyncio.wait_for(self._process.wait(), _STOP_S)
+                await asyncio.wait_for(self._launcher.wait(), _STOP_S)
             except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+                self._launcher.kill()
+                await self._launcher.wait()
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)

@@ -13,15 +13,17 @@ from sglang.srt.managers.io_struct import PickleWrapper
 from sglang.srt.managers.load_snapshot import LoadSnapshot
 from sglang.srt.observability.req_time_stats import SchedulerReqTimeStats
 
+from kvmesh.engine.contract import StoreTraffic
 from kvmesh.engine.sglang import adapters
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class EngineLoadSnapshot(LoadSnapshot, omit_defaults=True):
-    """SGLang's snapshot in shared memory with one more field, which SGLang's own readers skip."""
+    """SGLang's snapshot in shared memory with more fields, which SGLang's own readers skip."""
 
     num_cached_tokens: int = 0
+    kvmesh_store: StoreTraffic | None = None
 
 
 def describe_engine(info: dict[str, Any], scheduler: Any) -> dict[str, Any]:
@@ -72,16 +74,20 @@ def _reserve(scheduler: Any) -> int:
 
 
 def extend_load(snapshot: LoadSnapshot, inquirer: Any) -> EngineLoadSnapshot:
-    """After the load is gathered: add the tokens that are cached and that no live request references."""
+    """After the load is gathered: add what is cached and unreferenced, in tokens, and what went between this
+    scheduler and the node's store.
+    """
     fields = {name: getattr(snapshot, name) for name in snapshot.__struct_fields__}
     cached = inquirer.pool_stats_observer.get_pool_stats().full_evictable_size
-    return EngineLoadSnapshot(**fields, num_cached_tokens=int(cached or 0))
+    wrapper = getattr(inquirer.pool_stats_observer.tree_cache, "linker", None)
+    traffic = getattr(wrapper.cache_linker, "stats", None) if wrapper is not None else None
+    return EngineLoadSnapshot(**fields, num_cached_tokens=int(cached or 0), kvmesh_store=traffic)
 
 
 def pack_time_stats(original: Callable[[Any], Any], value: Any) -> Any:
-    """Around the packing of opaque output fields: times become four numbers a request, not a pickle.
+    """Around the packing of opaque output fields: times become five numbers a request, not a pickle.
 
-    A row is (queue ms, prefill ms, transfer ms, transfer bytes); it is None in the steps that have
+    A row is (queue ms, prefill ms, transfer ms, transfer bytes, load ms); it is None in the steps that have
     nothing new to say, which is all but a request's first and last.
     """
     if not (isinstance(value, list) and value and isinstance(value[0], SchedulerReqTimeStats)):
@@ -89,7 +95,7 @@ def pack_time_stats(original: Callable[[Any], Any], value: Any) -> Any:
     return PickleWrapper(_encode([_times(stats) for stats in value]))
 
 
-def _times(stats: SchedulerReqTimeStats) -> tuple[float, float, float, int] | None:
+def _times(stats: SchedulerReqTimeStats) -> tuple[float, float, float, int, float] | None:
     finished = bool(stats.completion_time)
     if stats.__dict__.get("kvmesh_reported") and not finished:
         return None
@@ -104,9 +110,10 @@ def _times(stats: SchedulerReqTimeStats) -> tuple[float, float, float, int] | No
     if stats.decode_prealloc_queue_entry_time:
         # A decode engine waits for room; the rest of the way to its first step is the other half's.
         queue = max(0.0, stats.decode_transfer_queue_entry_time - entered)
-        return (1e3 * queue, 0.0, 0.0, 0)
+        return (1e3 * queue, 0.0, 0.0, 0, 0.0)
     # The first output leaves before SGLang notes the end of its prefill.
     computed = (stats.prefill_finished_time or time.perf_counter()) - started if started else 0.0
     moved, ended = stats.__dict__.get("kvmesh_transfer", (0, 0.0))
     transfer = max(0.0, ended - stats.prefill_finished_time) if moved else 0.0
-    return (1e3 * queue, 1e3 * computed, 1e3 * transfer, moved)
+    load = stats.__dict__.get("kvmesh_load")
+    return (1e3 * queue, 1e3 * computed, 1e3 * transfer, moved, load.ms if load else 0.0)

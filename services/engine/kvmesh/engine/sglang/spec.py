@@ -26,6 +26,8 @@ class EngineSpec:
     log_level: str
     # Threads of a CPU engine where the environment does not say; how many engines share this machine.
     engines: int
+    # Socket of the process that forks launchers; empty: there is none.
+    forkserver: str
     # Directory of this engine's sockets and notes.
     directory: str
     kvbm_socket: str | None
@@ -62,6 +64,7 @@ class EngineSpec:
             bootstrap_port=config.worker.bootstrap_port,
             log_level=config.telemetry.log_level,
             engines=workers.prefill + workers.decode + workers.aggregated,
+            forkserver=engine.forkserver_socket if engine.forkserver else "",
             directory=directory,
             kvbm_socket=kvbm_socket,
             model_name=config.model.name,

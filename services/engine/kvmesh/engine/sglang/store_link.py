@@ -38,6 +38,8 @@ class StoreLink:
         self._ask = client(ASK_TIMEOUT_S)
         self._copy = client(OFFLOAD_TIMEOUT_S)
         self._closing = threading.Event()
+        # Set when a connection was given up.
+        self._lost = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="kvbm-link", daemon=True)
         self._watcher.start()
 
@@ -49,6 +51,7 @@ class StoreLink:
         try:
             return self._ask.lookup_for(digests, per_block_s)
         except ConnectionError:
+            self._lost.set()
             return 0, False
 
     def lease(self, digests: bytes) -> Lease | None:
@@ -56,6 +59,7 @@ class StoreLink:
         try:
             return self._ask.lease(digests)
         except ConnectionError:
+            self._lost.set()
             return None
 
     def offload(self, pages: DevicePages, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
@@ -63,10 +67,12 @@ class StoreLink:
         try:
             return pages.offload(self._copy, parent, digests, ids)
         except ConnectionError:
+            self._lost.set()
             return False
 
     def close(self) -> None:
         self._closing.set()
+        self._lost.set()
         self._watcher.join()
         self._ask.close()
         self._copy.close()
@@ -81,7 +87,10 @@ class StoreLink:
                 else:
                     log.warning("connected to the KV store at %s", self._socket)
                 reported = problem
-            if self._closing.wait(CHECK_S):
+            # One that was only slow is there again at once; one that is gone is not asked at every look-up.
+            (self._closing if problem else self._lost).wait(CHECK_S)
+            self._lost.clear()
+            if self._closing.is_set():
                 return
 
     def _connect(self) -> str:

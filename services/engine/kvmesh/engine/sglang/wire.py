@@ -40,7 +40,7 @@ _READ: dict[str, dict[str, Any]] = {
     "FlushCacheReqOutput": {"success": bool, "message": str},
 }
 _decode_details = msgspec.msgpack.Decoder(list[dict[str, Any] | None] | None).decode
-_Times = tuple[float, float, float, int]
+_Times = tuple[float, float, float, int, float]
 _decode_times = msgspec.msgpack.Decoder(list[_Times | None]).decode
 _decode_wrapper = msgspec.msgpack.Decoder(tuple[str, bytes] | None).decode
 
@@ -137,7 +137,7 @@ class Wire:
         return StepLogprobs.of(output)
 
     def times(self, output: Any) -> Sequence[_Times | None]:
-        """For each request (queue ms, prefill ms, transfer ms, bytes), or None where nothing is new."""
+        """For each request (queue ms, prefill ms, transfer ms, bytes, load ms); None where nothing is new."""
         wrapped = _decode_wrapper(output.time_stats)
         return _decode_times(wrapped[1]) if wrapped else [None] * len(output.rids)
 

@@ -178,6 +178,8 @@ class Connection:
             else:
                 step = steps[live.id] = add(id=live.id)
                 write_step(step, output)
+            if output.cached is not None or output.timing is not None:
+                live.note(output.cached, output.timing)
             if output.finish is not None:
                 self._finish(live, output.finish, step)
             if output.cached is not None:

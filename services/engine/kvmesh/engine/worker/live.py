@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from dataclasses import asdict
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
-from kvmesh.engine.contract import Engine
+from kvmesh.engine.contract import CachedTokens, Engine, Timing
 
 
 class LiveRequest:
@@ -29,6 +30,15 @@ class LiveRequest:
         self.context = contextvars.copy_context()
         self._span = span(method, parent=traceparent, request_id=mesh_id)
         self.context.run(self._span.__enter__)
+
+    def note(self, cached: CachedTokens | None, timing: Timing | None) -> None:
+        """Put on the span what the engine reports: prompt tokens by the tier they came from, and times."""
+        if not self._span.recorded:
+            return
+        if cached is not None:
+            self._span.set(**{f"cached_tokens.{name}": tokens for name, tokens in asdict(cached).items()})
+        if timing is not None:
+            self._span.set(**asdict(timing))
 
     def end(self, error: KvmeshError | None = None) -> None:
         """Close the span and the timer; call once."""

@@ -1,8 +1,8 @@
 """Whether an engine's blocks are named as the mesh names them, proven before the worker takes requests.
 
 The router matches the hashes of a prompt with those in the engine's events. If the two are made differently
-nothing fails, and nothing is ever found either. So a new engine computes a prompt of random tokens, and
-what it says of it must be what `hash_tokens` says.
+nothing fails, and nothing is ever found either. So a new engine computes two prompts of random tokens, one of
+them under a salt, and what it says of them must be what `hash_tokens` says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
+from kvmesh.common.block_names import chain_seed
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import hash_tokens
 from kvmesh.engine.contract import Engine, EngineInfo, KvEvent
@@ -21,8 +22,10 @@ from kvmesh.engine.worker.record import BlockRecord
 from kvmesh.engine.worker.translation import named_events
 from kvmesh.v1.errors_pb2 import ErrorCode
 
-# Whole blocks of the prompt: a second one shows how the chain goes on.
+# Whole blocks of a prompt: a second one shows how the chain goes on.
 BLOCKS = 3
+# As tenants have theirs.
+SALT = "tenant:rehearsal"
 # Seconds for the events to come of what the engine has done.
 TIMEOUT_S = 10.0
 # Seconds between attempts to empty an engine that still counts the prompt as running.
@@ -43,22 +46,31 @@ async def prove_parity(engine: Engine, info: EngineInfo, page_size: int) -> None
             f"they have {info.page_size} tokens and those of this mesh {page_size}; set `engine.page_size` "
             f"to {info.page_size} everywhere, or start the engine with {page_size}"
         )
-    # Random, so that no tier below has it: it would not be computed then.
-    tokens = [random.randrange(info.vocab_size) for _ in range(BLOCKS * page_size)]
-    wanted = hash_tokens(tokens, page_size).tolist()
-    record = BlockRecord()
-
     async with aclosing(named_events(engine, info)) as events:
-        await engine.cache_prompt(tokens)
-        if not await _follow(events, record, lambda: len(record) >= BLOCKS):
-            raise _refused(
-                f"a prompt of {BLOCKS} blocks led to events of {len(record)}{_explain(tokens, record)}"
-            )
-        if any(block not in record for block in wanted):
-            raise _refused(f"their hashes are not those of their tokens{_explain(tokens, record)}")
+        record = BlockRecord()
+        for salt in ("", SALT):
+            await _rehearse(engine, info, events, record, salt)
         await _empty(engine)
         if not await _follow(events, record, lambda: not len(record)):
             raise _refused("the cache was emptied, but the events do not say so")
+
+
+async def _rehearse(
+    engine: Engine, info: EngineInfo, events: AsyncIterator[list[KvEvent]], record: BlockRecord, salt: str
+) -> None:
+    """Have a prompt computed under a salt, or none, and compare the blocks that it adds to the record."""
+    # Random, so that no tier below has it: it would not be computed then.
+    tokens = [random.randrange(info.vocab_size) for _ in range(BLOCKS * info.page_size)]
+    before = len(record)
+    await engine.cache_prompt(tokens, salt)
+    kind = "salted prompt" if salt else "prompt"
+    if not await _follow(events, record, lambda: len(record) >= before + BLOCKS):
+        raise _refused(
+            f"a {kind} of {BLOCKS} blocks led to events of {len(record) - before}"
+            f"{_explain(tokens, salt, record)}"
+        )
+    if any(block not in record for block in hash_tokens(tokens, info.page_size, chain_seed(salt)).tolist()):
+        raise _refused(f"a {kind}'s hashes are not those of its tokens{_explain(tokens, salt, record)}")
 
 
 async def _follow(
@@ -88,9 +100,15 @@ async def _empty(engine: Engine) -> None:
             await asyncio.sleep(_AGAIN_S)
 
 
-def _explain(tokens: Sequence[int], record: BlockRecord) -> str:
+def _explain(tokens: Sequence[int], salt: str, record: BlockRecord) -> str:
     """What would explain the engine's hashes, as the end of a sentence."""
     own = len(tokens) // BLOCKS
+    if salt:
+        # All else the prompt without a salt has shown.
+        bare = hash_tokens(tokens, own)[0] in record
+        return (
+            ": they are those of the prompt without its salt" if bare else ": they are salted in another way"
+        )
     for size in (2**power for power in range(len(tokens).bit_length())):
         if size != own and size <= len(tokens) and _chain(tokens, size, "<{}I")[0] in record:
             return f": they are those of blocks of {size} tokens"

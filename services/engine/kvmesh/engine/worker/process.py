@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 
@@ -16,7 +17,7 @@ from kvmesh.common.discovery import make_discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.events.source import PublicationServicer
 from kvmesh.common.lifecycle import RoleServer
-from kvmesh.engine.contract import Engine, EngineInfo, Role
+from kvmesh.engine.contract import Engine, EngineInfo, Probe, Role
 from kvmesh.engine.model import resolve_model
 from kvmesh.engine.registry import make_engine
 from kvmesh.engine.worker.parity import prove_parity
@@ -136,9 +137,17 @@ class WorkerProcess:
             seconds=round(time.monotonic() - began, 2),
         )
         self._engine = engine
-        self._registration.ready(engine, info, model)
+        self._registration.ready(engine, info, model, await self._probe(engine))
         self._streams.open(engine)
         return engine, info
+
+    async def _probe(self, engine: Engine) -> Probe:
+        if not self._config.engine.probe:
+            return Probe()
+        began = time.monotonic()
+        probe = await engine.probe()
+        log.info("engine measured", **asdict(probe), seconds=round(time.monotonic() - began, 2))
+        return probe
 
     async def _until_stopped(
         self, server: RoleServer, engine: Engine, events: asyncio.Task[None]

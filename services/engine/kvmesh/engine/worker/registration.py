@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
+
+from prometheus_client import Counter
 
 from kvmesh.common.config import Config
 from kvmesh.common.errors import invalid
 from kvmesh.common.metrics import WorkerMetrics
 from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
-from kvmesh.engine.contract import Engine, EngineInfo, EngineLoad, Role
+from kvmesh.engine.contract import Engine, EngineInfo, EngineLoad, Probe, Role, StoreTraffic
 from kvmesh.engine.model import ModelSource
-from kvmesh.engine.worker.wire import write_load
+from kvmesh.engine.worker.wire import write_load, write_probe
 from kvmesh.v1 import common_pb2
 
 _ROLES = {
@@ -82,8 +85,8 @@ class Registration:
     def listening(self, address: str) -> None:
         self._info.address = address
 
-    def ready(self, engine: Engine, info: EngineInfo, model: ModelSource) -> None:
-        """The engine answers: say what it is."""
+    def ready(self, engine: Engine, info: EngineInfo, model: ModelSource, probe: Probe) -> None:
+        """The engine answers: say what it is, and how fast."""
         self._engine = engine
         self._info.model.CopyFrom(
             common_pb2.ModelInfo(
@@ -108,6 +111,7 @@ class Registration:
             )
         )
         self._info.device, self._info.pass_tokens = info.device, info.pass_tokens
+        self._info.probe.CopyFrom(write_probe(probe))
         if info.bootstrap_port:
             self._info.bootstrap.CopyFrom(
                 common_pb2.BootstrapAddress(host=info.bootstrap_host, port=info.bootstrap_port)
@@ -145,10 +149,17 @@ class Registration:
             (self._metrics.prompt_tokens, load.prompt_tokens_total, counted.prompt_tokens_total),
             (self._metrics.output_tokens, load.output_tokens_total, counted.output_tokens_total),
             (self._metrics.transferred_bytes, load.transferred_bytes_total, counted.transferred_bytes_total),
+            *self._store_counts(load.store, counted.store),
         ):
             counter.inc(now - before if now >= before else now)
         self._counted = EngineLoad(
             prompt_tokens_total=load.prompt_tokens_total,
             output_tokens_total=load.output_tokens_total,
             transferred_bytes_total=load.transferred_bytes_total,
+            store=load.store,
         )
+
+    def _store_counts(self, now: StoreTraffic, before: StoreTraffic) -> Iterator[tuple[Counter, int, int]]:
+        for what in ("offloaded", "refused", "shed", "loaded"):
+            yield self._metrics.store_pages.labels(what), getattr(now, what), getattr(before, what)
+        yield self._metrics.store_failed_loads, now.failed_loads, before.failed_loads

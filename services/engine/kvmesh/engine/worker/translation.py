@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from kvmesh.common.block_names import chain_seed
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import page_digests
 from kvmesh.engine.contract import BlocksCleared, BlocksRemoved, BlocksStored, Engine, EngineInfo, KvEvent
@@ -39,9 +40,10 @@ class Translation:
         translated: list[KvEvent] = []
         for event in events:
             match event:
-                case BlocksStored(names, parent, tokens):
-                    if parent is None or parent in self._digests:
-                        translated.append(self._stored(names, parent, tokens))
+                case BlocksStored():
+                    before = self._before(event)
+                    if before is not None:
+                        translated.append(self._stored(event, before))
                 case BlocksRemoved(names):
                     gone = [self._digests.pop(name) for name in names if name in self._digests]
                     translated.append(BlocksRemoved([_hash(digest) for digest in gone]))
@@ -50,18 +52,26 @@ class Translation:
                     translated.append(event)
         return translated
 
-    def _stored(self, names: Sequence[int], parent: int | None, tokens: Sequence[int]) -> BlocksStored:
+    def _before(self, event: BlocksStored) -> bytes | None:
+        """What the chain goes on from; None where nobody can tell."""
+        if event.parent is not None:
+            return self._digests.get(event.parent)
+        # Without its salt a tenant's block would go by the name of what anybody may read.
+        return None if event.block_salt is None else chain_seed(event.block_salt)
+
+    def _stored(self, event: BlocksStored, before: bytes) -> BlocksStored:
+        names, tokens = event.hashes, event.token_ids
         if len(tokens) != len(names) * self._page_size:
             raise KvmeshError(
                 ErrorCode.ERROR_CODE_ENGINE_FAILED,
                 f"the engine told of {len(names)} blocks with {len(tokens)} tokens, where a block has "
                 f"{self._page_size}; set `engine.page_size` to what the engine uses",
             )
-        before = b"" if parent is None else self._digests[parent]
         chain = page_digests(list(tokens), self._page_size, before)
         digests = [chain[at : at + _DIGEST] for at in range(0, len(chain), _DIGEST)]
         self._digests.update(zip(names, digests, strict=True))
-        return BlocksStored([_hash(digest) for digest in digests], _hash(before) if before else None)
+        parent = None if event.parent is None else _hash(before)
+        return BlocksStored([_hash(digest) for digest in digests], parent)
 
 
 def _hash(digest: bytes) -> int:

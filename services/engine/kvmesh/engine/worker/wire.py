@@ -15,6 +15,7 @@ from kvmesh.engine.contract import (
     Finish,
     FinishReason,
     Logprob,
+    Probe,
     Sampling,
     StepOutput,
     Timing,
@@ -103,6 +104,7 @@ def write_timing(timing: Timing) -> engine_pb2.EngineTiming:
         prefill_ms=timing.prefill_ms,
         transfer_ms=timing.transfer_ms,
         transfer_bytes=timing.transfer_bytes,
+        load_ms=timing.load_ms,
     )
 
 
@@ -116,4 +118,15 @@ def write_load(load: EngineLoad) -> common_pb2.WorkerLoad:
         prompt_tokens_total=load.prompt_tokens_total,
         output_tokens_total=load.output_tokens_total,
         transferred_bytes_total=load.transferred_bytes_total,
+    )
+
+
+def write_probe(probe: Probe) -> common_pb2.Probe:
+    return common_pb2.Probe(
+        prefill=[common_pb2.PrefillTime(tokens=tokens, ms=ms) for tokens, ms in probe.prefill],
+        decode=[
+            common_pb2.StepTime(streams=streams, pool_share=share, ms=ms)
+            for streams, share, ms in probe.decode
+        ],
+        transfer=[common_pb2.TransferTime(tokens=tokens, ms=ms) for tokens, ms in probe.transfer],
     )

@@ -40,7 +40,7 @@ class MessageResponse(Response):
         with (
             renamed(NAMES),
             self._answers as answers,
-            ClientWatch(scope) as watch,
+            ClientWatch(scope, self._answers.call.deadline) as watch,
             telemetry.span("generate", request_id=self._request_id),
         ):
             async with aclosing(answers.deltas()) as deltas:
@@ -102,5 +102,6 @@ class MessageResponse(Response):
         return Message(model, self._answers, body.max_tokens, body.thoughts())
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
+        ignored = [*self._body.ignored(), *self._answers.ignored]
         # What Anthropic's clients call it.
-        return [(b"request-id", self._request_id.encode()), *ignored_header(self._body.ignored())]
+        return [(b"request-id", self._request_id.encode()), *ignored_header(ignored)]

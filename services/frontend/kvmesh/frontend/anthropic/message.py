@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
+from kvmesh.frontend.protocol.messages import read_arguments
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.calls import CallDelta
 from kvmesh.frontend.serving.explain import usage
@@ -111,7 +112,7 @@ class Message:
             block["signature"] = digest(written) if shown else seal(written)
             events.append(self._delta({"type": "signature_delta", "signature": block["signature"]}))
         else:
-            block["input"] = _parsed(written)
+            block["input"] = read_arguments(written)
         return [*events, {"type": "content_block_stop", "index": len(self._content) - 1}]
 
     def _in(self, kind: str) -> bool:
@@ -144,11 +145,3 @@ def event_bytes(events: list[Event]) -> bytes:
     return b"".join(
         b"event: %s\ndata: %s\n\n" % (event["type"].encode(), orjson.dumps(event)) for event in events
     )
-
-
-def _parsed(text: str) -> Any:
-    """The input of a call; what was cut short by length is kept as it is, in a field of its own."""
-    try:
-        return orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        return {"partial_json": text}

@@ -12,6 +12,7 @@ from kvmesh.frontend.anthropic.message import Thoughts
 from kvmesh.frontend.protocol import Body, ChatCompletionRequest, KvmeshOptions, unsupported, validate
 from kvmesh.frontend.protocol.body import INT32_MAX, List
 from kvmesh.frontend.protocol.renamed import renamed
+from kvmesh.frontend.protocol.tools import Name
 
 # Known fields that are not served.
 REFUSED = frozenset(
@@ -28,9 +29,10 @@ NAMES = {
 
 class Tool(Body):
     type: str | None = None
-    name: str = Field(min_length=1, max_length=64)
+    name: Name
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolChoice(Body):
@@ -106,8 +108,7 @@ class CountTokensRequest(Body):
             if tool.input_schema is None:
                 raise invalid(f"tools[{i}].input_schema is required", f"tools[{i}].input_schema")
             function = {"name": tool.name, "parameters": tool.input_schema}
-            if tool.description is not None:
-                function["description"] = tool.description
+            function |= tool.model_dump(include={"description", "strict"}, exclude_none=True)
             tools.append({"type": "function", "function": function})
         return tools
 

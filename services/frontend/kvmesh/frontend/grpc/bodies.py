@@ -36,16 +36,16 @@ _SAMPLING = {
     **{kind: f"constraint.{kind}" for kind in _CONSTRAINTS},
 }
 _REST = {name: rest for rest, name in _SAMPLING.items()}
-_OPTIONS = ("policy", "session_id", "tenant", "priority")
+# REST's fields that are one or several -> the proto's, always several.
+_LISTS = {"prompt": "prompts", "input": "inputs"}
+_ALLOWED = "tool_choice.allowed_tools.tools"
+_OPTIONS = ("policy", "session_id", "tenant", "priority", "returns", "returns_in_s", "deadline_ms")
 
 Request = TypeVar("Request", bound=BaseModel)
 
 
 def chat_body(request: ChatRequest) -> ChatCompletionRequest:
     """Raises KvmeshError that names the field as the proto does."""
-    choice: Any = request.tool_choice
-    if request.tool_name:
-        choice = {"type": "function", "function": {"name": request.tool_name}}
     sampling = sampling_body(request.sampling)
     top = sampling.pop("logprobs", None)
     fields = {
@@ -63,11 +63,12 @@ def chat_body(request: ChatRequest) -> ChatCompletionRequest:
                     name=tool.name,
                     description=tool.description,
                     parameters=_json(f"tools[{i}].parameters", tool.parameters),
+                    strict=tool.strict,
                 ),
             }
             for i, tool in enumerate(request.tools)
         ],
-        "tool_choice": choice,
+        "tool_choice": _tool_choice(request),
         "continue_final_message": request.continue_final_message,
         "reasoning_effort": request.reasoning_effort,
         "verbosity": request.verbosity,
@@ -106,6 +107,20 @@ def embedding_body(request: EmbedRequest) -> EmbeddingRequest:
     return _validate(EmbeddingRequest, fields | _options(request.options), False)
 
 
+def _tool_choice(request: ChatRequest) -> Any:
+    choice = request.tool_choice
+    if request.allowed_tools:
+        if request.tool_name or choice not in ("", "auto", "required"):
+            raise invalid("allowed_tools needs a tool_choice of auto or required", "allowed_tools")
+        tools = [_named_tool(name) for name in request.allowed_tools]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice or "auto", "tools": tools}}
+    return _named_tool(request.tool_name) if request.tool_name else choice
+
+
+def _named_tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 def _prompts(name: str, given: Sequence[Prompt]) -> list[str | list[int]]:
     if not given:
         raise invalid(f"{name} must not be empty", name)
@@ -120,6 +135,8 @@ def tokens_body(
     token_ids: list[int], model: str, sampling: SamplingParams, options: RequestOptions, explain: bool
 ) -> CompletionRequest:
     """A prompt in token ids. Raises KvmeshError that names the field as the proto does."""
+    if not token_ids:
+        raise invalid("token_ids must not be empty", "token_ids")
     fields = sampling_body(sampling) | _options(options)
     fields |= {"model": model or "default", "prompt": [token_ids]}
     return _validate(CompletionRequest, fields, explain)
@@ -162,11 +179,11 @@ def proto_names() -> Iterator[None]:
 def _proto_name(rest: str) -> str:
     if rest.startswith("kvmesh."):
         return f"options.{rest.removeprefix('kvmesh.')}"
-    if rest.startswith("prompt"):
-        return "prompts" if rest == "prompt" else rest
-    if rest.startswith("input"):
-        return f"inputs{rest.removeprefix('input')}"
+    if rest.startswith(("tools[", _ALLOWED)):
+        return rest.replace(_ALLOWED, "allowed_tools").replace(".function", "", 1)
     head = rest.partition(".")[0].partition("[")[0]
+    if head in _LISTS:
+        return f"{_LISTS[head]}{rest[len(head) :]}"
     if head in SamplingParams.DESCRIPTOR.fields_by_name or head in _SAMPLING:
         return f"sampling.{_SAMPLING.get(head, head)}{rest[len(head) :]}"
     if head in RequestOptions.DESCRIPTOR.fields_by_name:

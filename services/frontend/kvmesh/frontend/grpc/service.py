@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 
+from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.grpc.bodies import (
     chat_body,
@@ -18,6 +20,7 @@ from kvmesh.frontend.grpc.bodies import (
     tokens_body,
 )
 from kvmesh.frontend.protocol import ChatCompletionRequest
+from kvmesh.frontend.routes.answer import IGNORED
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import new_request_id
 from kvmesh.frontend.serving.choices import Choice, answer_head
@@ -27,6 +30,7 @@ from kvmesh.frontend.serving.generation import chat_answers, completion_answers,
 from kvmesh.frontend.serving.scores import Score
 from kvmesh.frontend.serving.text import Delta
 from kvmesh.v1.engine_pb2 import FINISH_REASON_STOP
+from kvmesh.v1.errors_pb2 import ErrorCode
 from kvmesh.v1.frontend_pb2 import (
     ChatRequest,
     ChatResponse,
@@ -46,6 +50,9 @@ from kvmesh.v1.frontend_pb2 import (
 )
 from kvmesh.v1.frontend_pb2_grpc import FrontendServiceServicer
 
+# Beyond a call's deadline, for its client to take the error that says so.
+_LAST_WORDS_S = 0.5
+
 
 class FrontendService(FrontendServiceServicer):
     """Calls end with the client's deadline or the configured one, whichever is sooner."""
@@ -64,6 +71,8 @@ class FrontendService(FrontendServiceServicer):
                 received=received,
                 timeout_s=context.time_remaining(),
             )
+            if answers.ignored:
+                context.set_trailing_metadata(((IGNORED, ",".join(answers.ignored)),))
             kept = [Choice(i, chat=True) for i in range(len(answers))] if body.store else []
             async with aclosing(_deltas(answers)) as deltas:
                 async for number, delta, last in deltas:
@@ -136,7 +145,7 @@ class FrontendService(FrontendServiceServicer):
                 timeout_s=context.time_remaining(),
                 prompt_logprobs=request.sampling.prompt_logprobs,
             )
-            with answers:
+            with answers, _reader_bounded(answers):
                 session = answers.sessions[0]
                 await session.start()
                 scored = session.attempt.prompt_logprobs
@@ -174,12 +183,36 @@ class FrontendService(FrontendServiceServicer):
 
 async def _deltas(answers: Answers) -> AsyncGenerator[tuple[int, Delta, bool]]:
     """What comes of the answers, and whether it is the last of all; ends what runs when it is closed."""
-    with answers:
+    with answers, _reader_bounded(answers):
         left = len(answers.sessions)
         async with aclosing(answers.deltas()) as deltas:
             async for number, delta in deltas:
                 left -= bool(delta.finish_reason)
                 yield number, delta, not left
+
+
+@contextmanager
+def _reader_bounded(answers: Answers) -> Iterator[None]:
+    """Around a stream of responses, in its call's task. One whose client does not read waits for it with all
+    that it holds: when its time is over, it is ended by KvmeshError(DEADLINE_EXCEEDED)."""
+    task = asyncio.current_task()
+    assert task is not None
+    over = False
+
+    def end() -> None:
+        nonlocal over
+        over = True
+        task.cancel()
+
+    left = max(0.0, answers.call.deadline - time.monotonic())
+    timer = asyncio.get_running_loop().call_later(left + _LAST_WORDS_S, end)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if over:
+            task.uncancel()
+            raise KvmeshError(ErrorCode.ERROR_CODE_DEADLINE_EXCEEDED, "the client did not read in time")
 
 
 def _end(response: Any, answers: Answers) -> None:

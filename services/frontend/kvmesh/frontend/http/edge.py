@@ -41,23 +41,31 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # What a GET would say of itself: the server, which has the first, sends no body.
+            scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id().encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = _CLIENT_GONE
+        begun = time.perf_counter()
 
         def send_with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                took = b"%d" % ((time.perf_counter() - begun) * 1000)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id),
+                    (b"openai-processing-ms", took),
+                ]
             return send(message)
 
         endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
         in_flight = self._in_flight(endpoint)
-        begun = time.perf_counter()
         in_flight.inc()
         try:
             with span(

@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvmesh.frontend.http.client_watch import Connection
+
 _COMMENT = b": keep-alive\n\n"
 
 
@@ -31,7 +33,7 @@ class KeepAlive:
                 return
             await send(message)
             if message["type"] == "http.response.start" and _is_event_stream(message["headers"]):
-                stream = _Stream(send, self._after_s)
+                stream = _Stream(send, self._after_s, scope["state"]["connection"])
 
         try:
             await self._app(scope, receive, send_watched)
@@ -41,8 +43,9 @@ class KeepAlive:
 
 
 class _Stream:
-    def __init__(self, send: Send, after_s: float) -> None:
+    def __init__(self, send: Send, after_s: float, connection: Connection) -> None:
         self._send = send
+        self._connection = connection
         self._after_s = after_s
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
@@ -69,7 +72,7 @@ class _Stream:
             self._comment.cancel()
 
     def _look(self) -> None:
-        left = self._sent_at + self._after_s - self._loop.time()
+        left = max(self._sent_at, self._connection.written_at) + self._after_s - self._loop.time()
         if left <= 0 and not self._sending:
             self._comment = self._loop.create_task(self._say())
             left = self._after_s

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from kvmesh.common.block_names import block_salt
+from kvmesh.common.block_names import block_salt, chain_seed
 from kvmesh.common.capabilities import needed
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.telemetry import span
-from kvmesh.core import hash_tokens, namespace_seed
+from kvmesh.core import hash_tokens
 from kvmesh.frontend.mesh.fallback import POLICY, FallbackPlacement
 from kvmesh.frontend.mesh.leases import HeldLease, Leases
 from kvmesh.frontend.mesh.routers import ELSEWHERE, Answer, Routers
@@ -44,7 +44,7 @@ class Placer:
     async def place(self, call: Call, excluded: Collection[str]) -> Routed:
         """Raises KvmeshError: NO_WORKER_READY, UNSUPPORTED, or what the router refuses the request for."""
         try:
-            return await self._route(call, excluded, call.deadline - time.monotonic())
+            return await self._route(call, excluded)
         except KvmeshError as error:
             if error.code not in ELSEWHERE or time.monotonic() >= call.deadline:
                 raise
@@ -55,11 +55,9 @@ class Placer:
                 log.warning("placing without a router", error=error.message)
         return Routed(placement, None, (), POLICY)
 
-    async def _route(self, call: Call, excluded: Collection[str], left: float) -> Routed:
-        """`left` are the seconds until the call's deadline."""
+    async def _route(self, call: Call, excluded: Collection[str]) -> Routed:
         kv = call.model.kv
-        salt = block_salt(call.cache_salt, call.model.adapter)
-        namespace = namespace_seed(cache_salt=salt) if salt else kv.namespace
+        namespace = chain_seed(block_salt(call.cache_salt, call.model.adapter)) or kv.namespace
         request = RouteRequest(
             request_id=call.request_id,
             model=call.model.info.name,
@@ -74,18 +72,19 @@ class Placer:
             exclude_worker_ids=excluded,
             needs=call.needs,
             adapter=call.model.adapter,
+            hint=call.hint,
         )
-        response, router = await self._ask(request, left)
+        response, router = await self._ask(request, call)
         if self._without:
             self._without = False
             log.info("placing by a router again", router=router.address)
         lease = self.leases.hold(response.lease, router) if response.HasField("lease") else None
         return Routed(response.placement, lease, response.candidates, response.policy)
 
-    async def _ask(self, request: RouteRequest, left: float) -> Answer:
+    async def _ask(self, request: RouteRequest, call: Call) -> Answer:
         with span("route", request_id=request.request_id):
             try:
-                return await self._routers.route(request, left)
+                return await self._routers.route(request, call.deadline, call.first_by)
             except KvmeshError as refusal:
                 if refusal.param == "policy":
                     # Where the client wrote it.

@@ -49,6 +49,11 @@ class RouterLink:
         self._next_number = 0
         self._message: RouteStreamRequest | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether its stream is open."""
+        return self._stream is not None
+
     def when_lost(self, callback: Callable[[RouterLink], object]) -> None:
         """Call `callback` each time the stream breaks."""
         self._lost = callback

@@ -49,7 +49,7 @@ class Routers:
         """`clock` is in seconds."""
         self._hub = hub
         self._directory = directory
-        # All that there ever were, by address; and those that are there.
+        # Those that are there or still have a stream, by address; and those that are there.
         self._known: dict[str, RouterLink] = {}
         self._links: list[RouterLink] = []
         self._lost: list[Callable[[RouterLink], object]] = []
@@ -62,20 +62,21 @@ class Routers:
         """Call `callback` each time a router's stream breaks."""
         self._lost.append(callback)
 
-    async def route(self, request: RouteRequest, left: float) -> Answer:
-        """One router's answer, within the `left` seconds that the request still has.
+    async def route(self, request: RouteRequest, deadline: float, first_by: float | None = None) -> Answer:
+        """One router's answer, before the request's `deadline`; its first token is wanted at `first_by`, or
+        by then. Both are times of the clock.
 
         A router that is lost while it is asked, or cannot place the request, is no answer: the next is asked.
         Raises KvmeshError: a refusal, or what the last one failed with; UNAVAILABLE where none was asked, as
         all have said nothing of late, or there is none.
         """
-        deadline = self._clock() + left
         failure = KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "no router answers; try again soon")
         for link in self._order():
             left = deadline - self._clock()
             if left <= 0:
                 break
-            request.deadline_ms = max(1, int(left * 1000))
+            until_first = left if first_by is None else min(first_by - self._clock(), left)
+            request.deadline_ms = max(1, int(until_first * 1000))
             try:
                 return Answer(await link.route(request, min(FIRST_WORD_S, left), left), link)
             except KvmeshError as error:
@@ -123,6 +124,8 @@ class Routers:
     def _on_lost(self, link: RouterLink) -> None:
         for callback in self._lost:
             callback(link)
+        if link not in self._links and not link.connected:
+            self._known.pop(link.address, None)
 
     def _shaky(self, link: RouterLink) -> bool:
         now = self._clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.http.problems import explain_problem
@@ -16,6 +16,9 @@ INT32_MAX = 2**31 - 1
 Item = TypeVar("Item")
 List = Annotated[list[Item], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+# Of a prompt, which may be long: the gateway checks all at once, against the vocabulary.
+PromptToken = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": INT32_MAX})]
+PromptTokens = Annotated[List[PromptToken], Field(min_length=1)]
 
 
 class Body(BaseModel):
@@ -77,10 +80,12 @@ def validate(kind: type[Request], body: dict[str, Any]) -> tuple[Request, list[s
         raise explain_problem(error, body) from None
     ignored = []
     for name, value in (request.model_extra or {}).items():
+        if value is None:
+            continue
         neutral = REFUSED.get(name)
         if neutral is None:
             ignored.append(name)
-        elif value is not None and not any(type(value) is type(v) and value == v for v in neutral):
+        elif not any(type(value) is type(v) and value == v for v in neutral):
             raise unsupported(name, "is not supported; remove it")
     return request, ignored
 

@@ -14,6 +14,7 @@ from kvmesh.frontend.protocol.messages import ChatMessage, template_message
 from kvmesh.frontend.protocol.sampling import MAX_TOP_LOGPROBS
 from kvmesh.frontend.protocol.tools import ToolFields
 from kvmesh.v1.engine_pb2 import SamplingParams
+from kvmesh.v1.router_pb2 import ReturnHint
 
 # Arguments of the call that renders the template, not of the template.
 _RESERVED_TEMPLATE_ARGS = {
@@ -83,6 +84,14 @@ class ChatCompletionRequest(GenerationRequest, ToolFields):
     def constraint(self) -> Named | None:
         # An answer that must be calls is no text for a format to hold for.
         return self.tools_constraint() or super().constraint()
+
+    def return_hint(self) -> ReturnHint | None:
+        hint = super().return_hint()
+        # A loop of calls and results mostly goes on; where a call is asked for, its result is to come.
+        if self.functions() and (self.must_call() or self.messages[-1].role == "tool"):
+            hint = hint or ReturnHint()
+            hint.tool_call = True
+        return hint
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as chat templates take them."""

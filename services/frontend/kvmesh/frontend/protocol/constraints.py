@@ -86,7 +86,7 @@ class ConstraintFields(Body):
             _choice(outputs.choice, f"{place}.choice"),
             _text("ebnf", outputs.grammar, f"{place}.grammar"),
             _object(f"{place}.json_object") if outputs.json_object else None,
-            _tag(outputs.structural_tag, f"{place}.structural_tag"),
+            tag_constraint(outputs.structural_tag, f"{place}.structural_tag"),
             schema_constraint(self.guided_json, "guided_json"),
             _text("regex", self.guided_regex, "guided_regex"),
             _choice(self.guided_choice, "guided_choice"),
@@ -94,7 +94,7 @@ class ConstraintFields(Body):
             schema_constraint(self.json_schema, "json_schema"),
             _text("regex", self.regex, "regex"),
             _text("ebnf", self.ebnf, "ebnf"),
-            _tag(self.structural_tag, "structural_tag"),
+            tag_constraint(self.structural_tag, "structural_tag"),
         ]
 
 
@@ -124,7 +124,7 @@ def _format(wanted: ResponseFormat | None) -> Named | None:
     if wanted.type == "json_object":
         return _object("response_format")
     if wanted.type == "structural_tag":
-        return _tag(orjson.dumps(wanted.model_dump(exclude_unset=True)).decode(), "response_format")
+        return tag_constraint(orjson.dumps(wanted.model_dump(exclude_unset=True)).decode(), "response_format")
     if wanted.json_schema is None:
         raise invalid("response_format.json_schema is required", "response_format.json_schema")
     place = "response_format.json_schema.schema"
@@ -142,7 +142,8 @@ def _choice(choices: list[str] | None, param: str) -> Named | None:
     return _text("ebnf", "root ::= " + " | ".join(json.dumps(choice) for choice in choices), param)
 
 
-def _tag(tag: str | None, param: str) -> Named | None:
+def tag_constraint(tag: str | None, param: str) -> Named | None:
+    """An XGrammar structural tag, as JSON text."""
     if tag is None:
         return None
     _check_length(tag, param)

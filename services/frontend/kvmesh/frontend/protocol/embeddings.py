@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kvmesh.common.errors import invalid
-from kvmesh.frontend.protocol.body import Body, List, TokenId
+from kvmesh.frontend.protocol.body import Body, List, PromptToken, PromptTokens
 from kvmesh.frontend.protocol.generation import KvmeshOptions
 
 # OpenAI's bound.
 MAX_INPUTS = 2_048
 
-Inputs = str | List[str] | Annotated[List[TokenId], Field(min_length=1)] | List[List[TokenId]]
+Inputs = str | List[str] | PromptTokens | List[List[PromptToken]]
 
 
 class EmbeddingRequest(Body):

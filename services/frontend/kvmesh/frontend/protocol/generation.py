@@ -10,9 +10,12 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body
 from kvmesh.frontend.protocol.constraints import ConstraintFields
 from kvmesh.frontend.protocol.sampling import SamplingFields, StopFields
+from kvmesh.v1.router_pb2 import ReturnHint
 
 # Choices of one request: more are more requests.
 MAX_CHOICES = 128
+# A day: who comes later is like one who does not.
+MAX_RETURN_S = 86_400
 _SEEDS = 2**63
 # What the tiers OpenAI sells are worth while requests wait; -10 to 10.
 _TIERS = {"auto": 0, "default": 0, "flex": -5, "scale": 5, "priority": 5, "fast": 5, "ultrafast": 5}
@@ -46,6 +49,13 @@ class KvmeshOptions(BaseModel):
     """whose the request is; tenants share what capacity there is when requests wait"""
     priority: int | None = Field(default=None, ge=-10, le=10)
     """larger is more urgent, while requests wait; absent: as `service_tier` says"""
+    returns: bool | None = None
+    """whether a request that continues this one will come: stores keep what will be asked for again"""
+    returns_in_s: float | None = Field(default=None, ge=0, le=MAX_RETURN_S)
+    """when it will come, in seconds"""
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+    """the first token is wanted within this time: of a tenant's requests that wait the soonest is next, and
+    one that cannot be in time is refused"""
 
 
 class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
@@ -55,21 +65,43 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     service_tier: ServiceTier | None = None
+    session: str | None = Field(default=None, max_length=256)
+    """another spelling of `kvmesh.session_id`"""
     prompt_cache_key: str | None = None
     user: str | None = None
     safety_identifier: UserId | None = None
     kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
 
+    def wanted(self) -> int:
+        """Choices of each prompt that are answered."""
+        return self.n or 1
+
+    def drawn(self) -> int:
+        """Choices of each prompt that are generated, of which those are the best."""
+        return self.wanted()
+
+    def shows_scores(self) -> bool:
+        """Whether log probabilities, where an engine gives them, are answered."""
+        return True
+
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def session_id(self) -> str:
-        return self.kvmesh.session_id or self.prompt_cache_key or self.user or self.safety_identifier or ""
+        names = (self.session, self.prompt_cache_key, self.user, self.safety_identifier)
+        return self.kvmesh.session_id or next(filter(None, names), "")
 
     def priority(self) -> int:
         if self.kvmesh.priority is not None:
             return self.kvmesh.priority
         return _TIERS[self.service_tier or "auto"]
+
+    def return_hint(self) -> ReturnHint | None:
+        """What is known of whether the conversation goes on; None: nothing."""
+        said = self.kvmesh
+        if said.returns is None and said.returns_in_s is None and not said.session_id:
+            return None
+        return ReturnHint(returns=said.returns, returns_in_s=said.returns_in_s)
 
     def tier(self) -> str:
         """The tier the request is served in, as answers name it."""
@@ -79,6 +111,8 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
         """Raise KvmeshError for fields that do not go together."""
         if self.min_tokens and self.constraint() is not None:
             raise invalid("min_tokens cannot be kept under a constraint; remove it", "min_tokens")
+        if self.kvmesh.returns is False and self.kvmesh.returns_in_s is not None:
+            raise invalid("kvmesh.returns_in_s is of requests that return; remove it", "kvmesh.returns_in_s")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options is only allowed when stream is true", "stream_options")
 

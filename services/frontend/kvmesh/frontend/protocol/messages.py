@@ -72,7 +72,7 @@ def template_message(place: str, message: ChatMessage) -> dict[str, Any]:
             calls = enumerate(message.tool_calls)
             turn["tool_calls"] = [_call(f"{place}.tool_calls[{i}]", call) for i, call in calls]
         elif called := message.function_call:
-            turn["tool_calls"] = [_called(f"{place}.function_call", _former_id(called.name), called)]
+            turn["tool_calls"] = [_called(_former_id(called.name), called)]
         if message.reasoning_content:
             turn["reasoning_content"] = message.reasoning_content
     if message.name:
@@ -112,17 +112,21 @@ def _call(place: str, call: ToolCall) -> dict[str, Any]:
         raise unsupported(f"{place}.type", f"{call.type!r} is not supported; use 'function'")
     if call.function is None:
         raise invalid(f"{place}.function is required", f"{place}.function")
-    return _called(f"{place}.function", call.id, call.function)
+    return _called(call.id, call.function)
 
 
-def _called(place: str, id: str, function: CalledFunction) -> dict[str, Any]:
-    try:
-        # Templates write objects in the model's own way.
-        arguments = orjson.loads(function.arguments or "{}")
-    except orjson.JSONDecodeError as error:
-        where = f"{place}.arguments"
-        raise invalid(f"{where} is not valid JSON: {error}", where) from None
+def _called(id: str, function: CalledFunction) -> dict[str, Any]:
+    # Templates write objects in the model's own way.
+    arguments = read_arguments(function.arguments)
     return {"id": id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
+
+
+def read_arguments(text: str) -> Any:
+    """A call's arguments; what is no JSON, as where length cuts a call, is kept in a field of its own."""
+    try:
+        return orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        return {"partial_json": text}
 
 
 def _former_id(name: str) -> str:

@@ -6,7 +6,7 @@ answer.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,14 +14,14 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
 from kvmesh.frontend.protocol.constraints import Named, schema_constraint
 
-_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 # Calls in one answer where the model is made to call: without an end, some never find one.
 _MOST_CALLS = 16
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class Function(Body):
-    name: str = Field(pattern=_NAME)
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -76,7 +76,7 @@ class ToolFields(Body):
 
     def functions(self) -> list[Function]:
         """Those the model may call now. Raises KvmeshError for tools that are not functions."""
-        given = self._field()
+        given = self.tools_field()
         functions = [_function(f"{given}[{i}]", tool) for i, tool in enumerate(self.tools or ())]
         names = [function.name for function in functions]
         for i, name in enumerate(names):
@@ -114,11 +114,15 @@ class ToolFields(Body):
             raise invalid("tool_choice needs tools to choose from", "tool_choice")
         named = self.forced_function()
         if named is not None:
-            return schema_constraint(named.parameters or _ANY_OBJECT, self._field())
+            return schema_constraint(named.parameters or ANY_OBJECT, self.tools_field())
         most = 1 if self.parallel_tool_calls is False else _MOST_CALLS
-        return schema_constraint(_calls_schema(functions, most), self._field())
+        return schema_constraint(_calls_schema(functions, most), self.tools_field())
 
-    def _field(self) -> str:
+    def wants_strict_calls(self) -> bool:
+        """Whether calls that the model makes of itself are to be by their functions' schemas."""
+        return not self.must_call() and any(function.strict for function in self.functions())
+
+    def tools_field(self) -> str:
         """Where the client has written them."""
         return "functions" if self.former else "tools"
 
@@ -145,7 +149,7 @@ def _function(place: str, tool: Tool) -> Function:
 def _calls_schema(functions: list[Function], most: int) -> dict[str, Any]:
     """Each function's schema stands under a name of its own, and its references point there."""
     schemas = {
-        f"f{i}": _moved(function.parameters or _ANY_OBJECT, f"#/$defs/f{i}")
+        f"f{i}": _moved(function.parameters or ANY_OBJECT, f"#/$defs/f{i}")
         for i, function in enumerate(functions)
     }
     calls = [

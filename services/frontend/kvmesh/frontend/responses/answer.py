@@ -13,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics
 from kvmesh.frontend.http.client_watch import ClientWatch
-from kvmesh.frontend.responses.output import Event
 from kvmesh.frontend.routes.answer import ignored_header
 
 log = structlog.get_logger()
@@ -29,26 +28,30 @@ _HEADERS = [
 class EventsResponse(Response):
     """A stream of events, which ends when its client leaves. An error before the first is raised."""
 
-    def __init__(self, events: AsyncGenerator[Event], ignored: Sequence[str] = ()) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes], ignored: Sequence[str] = (), deadline: float | None = None
+    ) -> None:
+        """`deadline`: of what generates them, where that waits for its client; of `time.monotonic`."""
         super().__init__()
-        self._events = events
+        self._frames = frames
         self._ignored = ignored
+        self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with ClientWatch(scope) as watch:
-            async with aclosing(self._events) as events:
-                await self._send(events, send)
+        with ClientWatch(scope, self._deadline) as watch:
+            async with aclosing(self._frames) as frames:
+                await self._send(frames, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
             log.info("client left", request_id=scope["state"]["request_id"])
 
-    async def _send(self, events: AsyncGenerator[Event], send: Send) -> None:
-        event = await anext(events, None)
+    async def _send(self, frames: AsyncGenerator[bytes], send: Send) -> None:
+        frame = await anext(frames, None)
         headers = [*_HEADERS, *ignored_header(self._ignored)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while event is not None:
-            await send({"type": "http.response.body", "body": _event_bytes(event), "more_body": True})
-            event = await anext(events, None)
+        while frame is not None:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+            frame = await anext(frames, None)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -77,7 +80,3 @@ class WholeResponse(Response):
         if watch.gone:
             metrics.frontend().disconnects.inc()
             log.info("client left", request_id=self._request_id)
-
-
-def _event_bytes(event: Event) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), orjson.dumps(event))

@@ -13,12 +13,12 @@ from kvmesh.common import telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.protocol.renamed import rename
 from kvmesh.frontend.responses.kept import Kept
-from kvmesh.frontend.responses.output import Event, Output
+from kvmesh.frontend.responses.output import Event, Output, frame
 from kvmesh.frontend.responses.request import NAMES, ResponsesRequest
 from kvmesh.frontend.responses.response import LIVE, new_response, response_error, response_usage
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.explain import explanation_json
-from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.frontend.store.contract import Record
 
 log = structlog.get_logger()
 
@@ -46,12 +46,14 @@ class Generation:
         self._tells = bool(body.stream) or self.background
         self._output = Output(sealed=body.sealed())
         self._number = 0
+        # As it was stored when it began, where it is generated in the background.
+        self._begun: Record | None = None
         if self.background:
             self.response["status"] = "queued"
 
     async def keep(self) -> None:
-        """Store what there is of it. Raises KvmeshError."""
-        await self._kept.put(self._owner, self.response, self._items)
+        """Store it before it begins. Raises KvmeshError."""
+        self._begun = await self._kept.put(self._owner, self.response, self._items)
 
     async def events(self) -> AsyncGenerator[Event]:
         """All of them, numbered; it must be closed. The response is stored before the last one.
@@ -88,6 +90,12 @@ class Generation:
                 raise
             await self.fail(error)
         yield self._snapshot(self.response["status"])
+
+    async def frames(self) -> AsyncGenerator[bytes]:
+        """The events as they are sent."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                yield frame(event)
 
     async def result(self) -> dict[str, Any]:
         """The response, when it has ended. Raises KvmeshError."""
@@ -137,17 +145,10 @@ class Generation:
             log.error("response not stored", response_id=self.response["id"], error=error.message)
 
     async def _keep_end(self) -> None:
-        if self.background:
-            # Deleted or cancelled meanwhile, perhaps at another frontend: then it stays so.
-            try:
-                kept = await self._kept.get(self._owner, self.response["id"])
-            except KvmeshError as error:
-                if error.code == ErrorCode.ERROR_CODE_NOT_FOUND:
-                    return
-                raise
-            if kept.response["status"] not in LIVE:
-                return
-        await self.keep()
+        if self._begun is not None:
+            await self._kept.finish(self._begun, self.response, self._items)
+        else:
+            await self._kept.put(self._owner, self.response, self._items)
 
     def _snapshot(self, what: str) -> Event:
         # A copy: the response goes on growing.

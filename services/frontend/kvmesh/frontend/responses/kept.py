@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 import orjson
@@ -10,13 +9,14 @@ import orjson
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.store.contract import Record, Store
+from kvmesh.frontend.store.journal import Journal, Seen
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _KIND = "response"
 # Responses of one conversation: each is read for the next one.
 _LONGEST = 1_024
-# Seconds beyond a request's own end after which nobody works at it any more.
-_LOST_S = 60.0
+# Seconds without a report after which the frontend that generates a response is held to be gone.
+_LOST_S = 15.0
 
 
 class KeptResponse(NamedTuple):
@@ -25,22 +25,46 @@ class KeptResponse(NamedTuple):
     """its own input, without that of the responses before it"""
 
 
-class Kept:
-    def __init__(self, store: Store, request_timeout_s: float) -> None:
-        self._store = store
-        self._lost_after_s = request_timeout_s + _LOST_S
+def lost(seen: Seen | None) -> bool:
+    """Whether nobody will go on with a response that is not at its end."""
+    return seen is None or seen.closed or seen.silent_s > _LOST_S
 
-    async def put(self, owner: str, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
-        body = orjson.dumps({"response": response, "items": items})
-        parent = response["previous_response_id"] or ""
-        await self._store.put(Record(_KIND, response["id"], owner, body, parent, response["created_at"]))
+
+class Kept:
+    def __init__(self, store: Store, journal: Journal) -> None:
+        self._store = store
+        self._journal = journal
+
+    async def put(self, owner: str, response: dict[str, Any], items: list[dict[str, Any]]) -> Record:
+        record = _record(owner, response, items)
+        await self._store.put(record)
+        return record
+
+    async def finish(self, begun: Record, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
+        """`put` in place of what was `begun`. One that has been deleted, or held to be lost, stays so."""
+        await self._store.replace(_record(begun.owner, response, items), begun.body)
 
     async def get(self, owner: str, id: str) -> KeptResponse:
         """Raises KvmeshError(NOT_FOUND)."""
-        record = await self._store.get(_KIND, owner, id)
-        if record is None:
-            raise _not_found(id, None)
-        return self._read(record)
+        kept = _read(await self._record(owner, id))
+        if kept.response["status"] not in LIVE:
+            return kept
+        seen = await self._journal.read(id)
+        # Again: it is stored before its end is reported.
+        record = await self._record(owner, id)
+        kept = _read(record)
+        if kept.response["status"] not in LIVE:
+            return kept
+        if seen is None or lost(seen):
+            kept.response["status"] = "failed"
+            kept.response["error"] = {
+                "code": "server_error",
+                "message": "the frontend that generated the response was lost; send the request again",
+            }
+            await self.finish(record, kept.response, kept.items)
+        else:
+            kept.response["status"] = seen.status if seen.status in LIVE else "in_progress"
+        return kept
 
     async def history(self, owner: str, id: str) -> list[dict[str, Any]]:
         """Inputs and outputs of a response and of those it continues, in their order."""
@@ -53,7 +77,9 @@ class Kept:
             raise _not_found(id, "previous_response_id")
         items: list[dict[str, Any]] = []
         for record in records:
-            kept = self._read(record)
+            kept = _read(record)
+            if kept.response["status"] in LIVE:
+                kept = await self.get(owner, record.id)
             if kept.response["status"] in LIVE:
                 raise invalid(f"response {record.id!r} is not finished; wait for it", "previous_response_id")
             items += [*kept.items, *kept.response["output"]]
@@ -64,15 +90,21 @@ class Kept:
         if not await self._store.delete(_KIND, owner, id):
             raise _not_found(id, None)
 
-    def _read(self, record: Record) -> KeptResponse:
-        kept = KeptResponse(**orjson.loads(record.body))
-        if kept.response["status"] in LIVE and time.time() - record.created > self._lost_after_s:
-            kept.response["status"] = "failed"
-            kept.response["error"] = {
-                "code": "server_error",
-                "message": "the frontend that generated the response was lost; send the request again",
-            }
-        return kept
+    async def _record(self, owner: str, id: str) -> Record:
+        record = await self._store.get(_KIND, owner, id)
+        if record is None:
+            raise _not_found(id, None)
+        return record
+
+
+def _record(owner: str, response: dict[str, Any], items: list[dict[str, Any]]) -> Record:
+    body = orjson.dumps({"response": response, "items": items})
+    parent = response["previous_response_id"] or ""
+    return Record(_KIND, response["id"], owner, body, parent, response["created_at"])
+
+
+def _read(record: Record) -> KeptResponse:
+    return KeptResponse(**orjson.loads(record.body))
 
 
 def _not_found(id: str, param: str | None) -> KvmeshError:

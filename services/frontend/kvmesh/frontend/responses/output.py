@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.serving.calls import CallDelta
 from kvmesh.frontend.serving.scores import Score, chat_logprobs
@@ -12,6 +14,11 @@ from kvmesh.frontend.serving.thoughts import seal
 
 # Without its sequence number, which it gets as it is sent.
 Event = dict[str, Any]
+
+
+def frame(event: Event) -> bytes:
+    """As it is sent."""
+    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), orjson.dumps(event))
 
 
 class Output:

@@ -12,6 +12,7 @@ from kvmesh.frontend.protocol.body import INT32_MAX, List
 from kvmesh.frontend.protocol.generation import Effort, Metadata, ServiceTier, UserId
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.protocol.sampling import MAX_TOP_LOGPROBS
+from kvmesh.frontend.protocol.tools import Name
 from kvmesh.frontend.responses.items import Item
 
 # Known fields that are not served.
@@ -63,7 +64,7 @@ class Reasoning(Body):
 
 class Tool(Body):
     type: str
-    name: str | None = None
+    name: Name | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -167,6 +168,7 @@ class ResponsesRequest(InputTokensRequest):
     include: List[str] | None = None
     metadata: Metadata | None = None
     service_tier: ServiceTier | None = None
+    session: str | None = Field(default=None, max_length=256)
     prompt_cache_key: str | None = None
     user: str | None = None
     safety_identifier: UserId | None = None
@@ -200,6 +202,7 @@ class ResponsesRequest(InputTokensRequest):
             "logprobs": bool(self.top_logprobs) or _LOGPROBS in (self.include or ()) or None,
             "top_logprobs": self.top_logprobs,
             "service_tier": self.service_tier,
+            "session": self.session,
             "prompt_cache_key": self.prompt_cache_key,
             "user": self.user,
             "safety_identifier": self.safety_identifier,

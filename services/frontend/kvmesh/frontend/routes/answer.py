@@ -14,16 +14,19 @@ from starlette.types import Receive, Scope, Send
 
 from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.http.client_watch import ClientWatch
+from kvmesh.frontend.http.client_watch import ClientWatch, Connection
 from kvmesh.frontend.http.sse import DONE, ChunkWriter, error_chunk
 from kvmesh.frontend.protocol import GenerationRequest
 from kvmesh.frontend.serving.answers import Answers
+from kvmesh.frontend.serving.best import best
 from kvmesh.frontend.serving.choices import Choice, answer_head
 from kvmesh.frontend.serving.explain import explanation_json, usage, usage_json
 from kvmesh.frontend.serving.text import Delta
 
 log = structlog.get_logger()
 
+IGNORED = "x-kvmesh-ignored-params"
+"""header, and over gRPC trailing metadata, that names what was accepted and changes nothing"""
 _MAX_IGNORED_NAMES = 32
 
 Deltas = AsyncGenerator[tuple[int, Delta]]
@@ -52,21 +55,29 @@ class AnswerResponse(Response):
         self._stream = bool(body.stream)
         self._include_usage = body.include_usage()
         self._tier = body.tier()
-        self._ignored = ignored
+        self._wanted = body.wanted()
+        self._shows_scores = body.shows_scores()
+        self._ignored = [*ignored, *answers.ignored]
         self._keep = keep
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self._answers
         request_id = answers.call.request_id
-        with answers, ClientWatch(scope) as watch, telemetry.span("generate", request_id=request_id):
-            async with aclosing(answers.deltas()) as deltas:
-                await (self._send_stream if self._stream else self._send_whole)(deltas, send)
+        deadline = answers.call.deadline
+        with (
+            answers,
+            ClientWatch(scope, deadline) as watch,
+            telemetry.span("generate", request_id=request_id),
+        ):
+            events = _Events(scope, self._chunk) if self._stream else None
+            async with aclosing(answers.deltas(events)) as deltas:
+                await (self._send_stream(deltas, events, send) if events else self._send_whole(deltas, send))
         if watch.gone:
             metrics.frontend().disconnects.inc()
             tokens = sum(session.output_tokens for session in answers.sessions)
             log.info("client left", request_id=request_id, output_tokens=tokens)
 
-    async def _send_stream(self, deltas: Deltas, send: Send) -> None:
+    async def _send_stream(self, deltas: Deltas, events: _Events, send: Send) -> None:
         # Fails as long as nothing has been sent.
         first = await anext(deltas)
         head = self._head(stream=True)
@@ -80,9 +91,7 @@ class AnswerResponse(Response):
             )
             for i in range(len(self._answers.sessions))
         ]
-        # The role travels with the first piece of text.
-        leads = [writer.role() if self._chat else b"" for writer in writers]
-        choices = self._choices() if self._keep is not None else []
+        events.begin(writers, chat=self._chat, choices=self._choices() if self._keep is not None else [])
         await send(
             {
                 "type": "http.response.start",
@@ -99,16 +108,14 @@ class AnswerResponse(Response):
         event, left = first, len(writers)
         try:
             while True:
-                chunk = self._chunk(event, writers, leads)
-                if choices:
-                    choices[event[0]].add(event[1])
+                chunk = events.chunk(*event)
                 left -= bool(event[1].finish_reason)
                 if not left:
                     break
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 event = await anext(deltas)
             if self._keep is not None:
-                await self._keep({**head, "object": "chat.completion", **self._whole(choices)})
+                await self._keep({**head, "object": "chat.completion", **self._whole(events.choices)})
         except KvmeshError as error:
             log.warning("answer broken off", request_id=self._answers.call.request_id, error=error.message)
             await send({"type": "http.response.body", "body": error_chunk(error), "more_body": False})
@@ -117,10 +124,8 @@ class AnswerResponse(Response):
             chunk += writers[0].usage(self._usage(), self._explained())
         await send({"type": "http.response.body", "body": chunk + DONE, "more_body": False})
 
-    def _chunk(self, event: tuple[int, Delta], writers: list[ChunkWriter], leads: list[bytes]) -> bytes:
-        number, delta = event
-        writer = writers[number]
-        chunk, leads[number] = leads[number], b""
+    def _chunk(self, writer: ChunkWriter, delta: Delta) -> bytes:
+        chunk = b""
         scores = delta.scores
         if delta.reasoning:
             chunk += writer.reasoning(delta.reasoning, scores)
@@ -131,7 +136,7 @@ class AnswerResponse(Response):
         if delta.calls:
             chunk += writer.calls(delta.calls, scores)
         if delta.finish_reason:
-            last = len(writers) == 1 and not self._include_usage
+            last = len(self._answers) == 1 and not self._include_usage
             chunk += writer.finish(delta.finish_reason, self._explained() if last else None)
         return chunk
 
@@ -139,6 +144,8 @@ class AnswerResponse(Response):
         choices = self._choices()
         async for number, delta in deltas:
             choices[number].add(delta)
+        if self._answers.choices > self._wanted:
+            choices = best(choices, self._answers, self._wanted)
         body = {**self._head(stream=False), **self._whole(choices)}
         if self._keep is not None:
             await self._keep(body)
@@ -153,7 +160,12 @@ class AnswerResponse(Response):
 
     def _choices(self) -> list[Choice]:
         return [
-            Choice(i, chat=self._chat, call_is_function=self._call_is_function)
+            Choice(
+                i,
+                chat=self._chat,
+                call_is_function=self._call_is_function,
+                shows_scores=self._shows_scores,
+            )
             for i in range(len(self._answers.sessions))
         ]
 
@@ -175,9 +187,44 @@ class AnswerResponse(Response):
         return head | {"object": "chat.completion.chunk"} if stream and self._chat else head
 
 
+class _Events:
+    """The chunks of a streamed answer, and the way past all layers for those of an only choice.
+
+    Nothing on the way changes a chunk, and most come while everybody waits for one: an `Outlet`.
+    """
+
+    def __init__(self, scope: Scope, chunk: Callable[[ChunkWriter, Delta], bytes]) -> None:
+        self._scope = scope
+        self._connection: Connection = scope["state"]["connection"]
+        self._chunk = chunk
+        self._writers: list[ChunkWriter] = []
+        self._leads: list[bytes] = []
+        self.choices: list[Choice] = []
+        """what they amount to, where that is kept"""
+
+    def begin(self, writers: list[ChunkWriter], *, chat: bool, choices: list[Choice]) -> None:
+        """Before the first chunk."""
+        self._writers, self.choices = writers, choices
+        # The role travels with the first piece of text.
+        self._leads = [writer.role() if chat else b"" for writer in writers]
+
+    def chunk(self, number: int, delta: Delta) -> bytes:
+        lead, self._leads[number] = self._leads[number], b""
+        if self.choices:
+            self.choices[number].add(delta)
+        return lead + self._chunk(self._writers[number], delta)
+
+    def open(self) -> bool:
+        return self._connection.can_write(self._scope)
+
+    def put(self, delta: Delta) -> None:
+        if chunk := self.chunk(0, delta):
+            self._connection.write(chunk)
+
+
 def ignored_header(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """Names are the client's: encoded to be fit for a header, and bounded."""
     if not ignored:
         return []
     names = [quote(name[:64], safe="") for name in ignored[:_MAX_IGNORED_NAMES]]
-    return [(b"x-kvmesh-ignored-params", ",".join(names).encode())]
+    return [(IGNORED.encode(), ",".join(names).encode())]

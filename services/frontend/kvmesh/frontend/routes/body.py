@@ -12,7 +12,15 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises KvmeshError: PAYLOAD_TOO_LARGE once it is known to exceed `limit` bytes,
-    REQUEST_TIMEOUT when it is not whole in time (`frontend.body_timeout_s`)."""
+    REQUEST_TIMEOUT when it is not whole in time (`frontend.body_timeout_s`), UNSUPPORTED if it is packed."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() not in ("identity", ""):
+        # Unpacked, a small body may be larger than any limit.
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_UNSUPPORTED,
+            f"content-encoding {encoding!r} is not supported; send the body as it is",
+            param="content-encoding",
+        )
     if request.state.connection.has_body():
         return await _read(request, limit)
     seconds = request.app.state.gateway.config.body_timeout_s

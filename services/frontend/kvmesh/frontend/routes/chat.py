@@ -28,7 +28,5 @@ async def create_chat_completion(request: Request) -> Response:
     request_id: str = request.state.request_id
     answers = await chat_answers(gateway, body, request_id, received=received)
     keep = partial(gateway.chats.put, gateway.owner(), body, request_id) if body.store else None
-    if body.metadata and keep is None:
-        ignored.append("metadata")
     function = body.call_is_function()
     return AnswerResponse(answers, body, ignored, chat=True, call_is_function=function, keep=keep)

@@ -45,4 +45,5 @@ async def count_tokens(request: Request) -> Response:
         prompt = await model.tokenizer.encode_chat(
             chat.conversation(), chat.template_args(), gateway.cache_scope()
         )
-    return JSONResponse({"input_tokens": len(prompt)})
+    # What Anthropic's clients call it.
+    return JSONResponse({"input_tokens": len(prompt)}, headers={"request-id": request.state.request_id})

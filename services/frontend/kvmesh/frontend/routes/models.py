@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,13 +24,16 @@ async def list_models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     listed = [one for model in gateway.models.usable() for one in (model, *gateway.models.adapters_of(model))]
     data = [_model_json(gateway, model) for model in listed if _may_ask(gateway, model)]
-    return JSONResponse({"object": "list", "data": data})
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
 
 
 # Hugging Face ids contain a slash.
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One model, by name or alias: how long its context is, and what it can be asked."""
+    if not name:
+        raise HTTPException(404)
     gateway: Gateway = request.app.state.gateway
     model = gateway.models.resolve(name)
     if gateway.tenants is not None:
@@ -48,6 +53,10 @@ def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "kvmesh",
+        # The same as Anthropic's clients read it.
+        "type": "model",
+        "display_name": model.name,
+        "created_at": datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         # Of an adapter: the model that it is for.
         "parent": model.info.name if model.adapter else None,
         # Named as by vLLM and SGLang, whose clients look for it.

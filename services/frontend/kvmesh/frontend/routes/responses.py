@@ -15,7 +15,6 @@ from kvmesh.frontend.responses.answer import EventsResponse, WholeResponse
 from kvmesh.frontend.responses.compaction import CompactRequest
 from kvmesh.frontend.responses.prepare import count, prepare, prepare_compaction
 from kvmesh.frontend.responses.request import InputTokensRequest, ResponsesRequest
-from kvmesh.frontend.responses.response import LIVE
 from kvmesh.frontend.routes.answer import ignored_header
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.paging import PAGING, paging
@@ -32,7 +31,7 @@ async def create_response(request: Request) -> Response:
     body, _ = parse(ResponsesRequest, await read_body(request, gateway.config.max_body_bytes))
     owner = gateway.owner()
     generation = await prepare(gateway, body, request.state.request_id, owner, received=received)
-    ignored = body.ignored()
+    ignored = [*body.ignored(), *generation.answers.ignored]
     if body.background:
         run = await gateway.runs.start(generation, owner)
         if body.stream:
@@ -40,7 +39,7 @@ async def create_response(request: Request) -> Response:
         headers = {name.decode(): value.decode() for name, value in ignored_header(ignored)}
         return JSONResponse(generation.response, headers=headers)
     if body.stream:
-        return EventsResponse(generation.events(), ignored)
+        return EventsResponse(generation.frames(), ignored, generation.answers.call.deadline)
     return WholeResponse(generation.result(), request.state.request_id, ignored)
 
 
@@ -69,19 +68,17 @@ async def count_input_tokens(request: Request) -> Response:
     openapi_extra=query_schema(stream={"type": "boolean"}, starting_after={"type": "integer"}),
 )
 async def get_response(request: Request, id: str) -> Response:
-    """A stored response; with `stream`, the events of one that is generated in the background."""
+    """A stored response; with `stream`, the events of one that is or was generated in the background."""
     gateway: Gateway = request.app.state.gateway
     owner = gateway.owner()
     kept = await gateway.kept.get(owner, id)
-    run = gateway.runs.find(owner, id)
     if request.query_params.get("stream") != "true":
+        run = gateway.runs.find(owner, id)
         return JSONResponse(run.generation.response if run is not None else kept.response)
-    if run is None:
-        raise invalid("only a response that is being generated in the background can be streamed", "stream")
     after = request.query_params.get("starting_after", "-1")
     if not after.removeprefix("-").isdecimal():
         raise invalid("starting_after must be a sequence number", "starting_after")
-    return EventsResponse(run.follow(max(-1, int(after))))
+    return EventsResponse(gateway.runs.follow(owner, id, max(0, int(after) + 1)))
 
 
 @router.delete("/v1/responses/{id}")
@@ -90,9 +87,7 @@ async def delete_response(request: Request, id: str) -> Response:
     gateway: Gateway = request.app.state.gateway
     owner = gateway.owner()
     await gateway.kept.delete(owner, id)
-    run = gateway.runs.find(owner, id)
-    if run is not None:
-        await run.cancel()
+    await gateway.runs.forget(owner, id)
     return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 
@@ -104,14 +99,7 @@ async def cancel_response(request: Request, id: str) -> Response:
     kept = await gateway.kept.get(owner, id)
     if not kept.response["background"]:
         raise invalid("only a response that was asked for with `background` can be cancelled", "id")
-    run = gateway.runs.find(owner, id)
-    if run is not None:
-        await run.cancel()
-    elif kept.response["status"] in LIVE:
-        # At another frontend, which will find it so when it comes to the end.
-        kept.response["status"] = "cancelled"
-        await gateway.kept.put(owner, kept.response, kept.items)
-    return JSONResponse((await gateway.kept.get(owner, id)).response)
+    return JSONResponse((await gateway.runs.cancel(owner, id)).response)
 
 
 @router.get("/v1/responses/{id}/input_items", openapi_extra=query_schema(**PAGING))

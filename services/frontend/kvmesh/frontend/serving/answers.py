@@ -10,7 +10,7 @@ from types import TracebackType
 from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.serving.call import Call
 from kvmesh.frontend.serving.session import Session
-from kvmesh.frontend.serving.text import Delta, TextAnswer, TextOptions
+from kvmesh.frontend.serving.text import Delta, Outlet, TextAnswer, TextOptions
 
 # An answer's number, what came of it, and, where it has failed, why.
 _Event = tuple[int, Delta] | BaseException
@@ -20,12 +20,19 @@ class Answers:
     """A context: leaving it ends whatever still runs. The answers are numbered as the calls are."""
 
     def __init__(
-        self, mesh: Mesh, calls: Sequence[Call], options: Callable[[int], TextOptions], choices: int = 1
+        self,
+        mesh: Mesh,
+        calls: Sequence[Call],
+        options: Callable[[int], TextOptions],
+        choices: int = 1,
+        ignored: Sequence[str] = (),
     ) -> None:
         """`calls`: of each prompt its `choices`, prompt after prompt; `options` are those of an answer."""
         self.call = calls[0]
         """the first: what all have in common can be read from it"""
         self.choices = choices
+        self.ignored = ignored
+        """names of fields that change nothing, though others of their kind do"""
         self.sessions: list[Session] = []
         """one an answer, inside the context"""
         self._mesh = mesh
@@ -45,25 +52,30 @@ class Answers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        for session in self.sessions:
-            session.close()
+        for answer in self._answers:
+            answer.close()
 
     def matched(self, number: int) -> str | None:
         """The stop string that ended an answer."""
         return self._answers[number].matched
+
+    def echoed(self, number: int) -> int:
+        """Characters at an answer's beginning that are its prompt's."""
+        return len(self._options(number).echo or "")
 
     @property
     def reasoning_tokens(self) -> int:
         """Of all answers, as far as they have come."""
         return sum(answer.reasoning_tokens for answer in self._answers)
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+    async def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[tuple[int, Delta]]:
         """What comes of any of them, in the order in which it comes; it must be closed.
 
+        Of an only one, `outlet` may take what comes while this is waited for.
         Raises KvmeshError when one cannot be completed: then none is.
         """
         if len(self._answers) == 1:
-            async with aclosing(self._answers[0].deltas()) as deltas:
+            async with aclosing(self._answers[0].deltas(outlet)) as deltas:
                 async for delta in deltas:
                     yield 0, delta
             return

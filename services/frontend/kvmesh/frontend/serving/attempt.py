@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvmesh.common.errors import KvmeshError
@@ -32,6 +32,10 @@ class Output(NamedTuple):
 
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob]
+
+
+# Takes new tokens where they come up, or returns False: then they wait for the task.
+Take = Callable[[Sequence[int]], bool]
 
 
 class Attempt:
@@ -62,6 +66,8 @@ class Attempt:
         self._awaits_prompt = False
         self._grace: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # Set while the task waits for more of an answer that has begun.
+        self._taker: Take | None = None
 
     def start(self, request: EngineRequest, prompt: bytes, generate: Link, prefill: Link | None) -> None:
         """Hand the request to one aggregated worker, or to both halves; `prompt` is as for `Link.start`."""
@@ -90,11 +96,24 @@ class Attempt:
         """Timing of the worker that computed the prompt."""
         return self._prefill.timing if self._prefill else self.generate_timing
 
-    async def changed(self) -> None:
-        """Return once there are tokens to take or the attempt is done."""
+    async def changed(self, take: Take | None = None) -> None:
+        """Return once there are tokens to take, the attempt is done, or `interrupt` was called.
+
+        What comes meanwhile goes to `take` first: tokens that nothing else comes with and that it accepts do
+        not wake the task.
+        """
         if not self._ready():
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._waiter, self._taker = asyncio.get_running_loop().create_future(), take
+            try:
+                await self._waiter
+            finally:
+                self._taker = None
+
+    def interrupt(self) -> None:
+        """Let `changed` return though nothing is there."""
+        self._taker = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def take(self) -> Output:
         """What has come since the last call."""
@@ -116,8 +135,9 @@ class Attempt:
     def on_step(self, step: RequestStep) -> None:
         if step.token_ids:
             self._came()
-            self.tokens.extend(step.token_ids)
-            self._logprobs.extend(step.logprobs)
+            if not self._hand_over(step):
+                self.tokens.extend(step.token_ids)
+                self._logprobs.extend(step.logprobs)
         if step.embedding:
             self._came()
             self.embedding = step.embedding
@@ -131,6 +151,12 @@ class Attempt:
             self._id = 0
             self._on_finish(step.finish)
         self._wake()
+
+    def _hand_over(self, step: RequestStep) -> bool:
+        # What came before goes first, and an answer's end is the task's to see.
+        if self._taker is None or self.tokens or step.logprobs or step.HasField("finish"):
+            return False
+        return self._taker(step.token_ids)
 
     def on_lost(self, error: KvmeshError) -> None:
         self._id = 0

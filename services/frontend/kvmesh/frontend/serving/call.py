@@ -23,6 +23,7 @@ from kvmesh.v1.common_pb2 import (
 )
 from kvmesh.v1.engine_pb2 import SamplingParams
 from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import ReturnHint
 
 # A token id in an array.
 TOKEN = "I"
@@ -46,6 +47,10 @@ class Call:
     session_id: str = ""
     tenant: str = ""
     priority: int = 0
+    # What is known of its return; None: nothing.
+    hint: ReturnHint | None = None
+    # When its first token must be there, as `deadline`; None: by then.
+    first_by: float | None = None
     # Names of an engine's parameters -> of the client's fields they come from, for errors.
     params: Mapping[str, str] = field(default_factory=dict)
     # What its workers must be able to do.
@@ -102,6 +107,14 @@ def check_offered(model: Model, needs: Sequence[Capability], params: Mapping[str
     lacking = (place for one, place in places.items() if one in needs and not model.can(one))
     error.param = next(lacking, "model")
     raise error
+
+
+def packed(model: Model, token_ids: Sequence[int], param: str) -> array[int]:
+    """A prompt as an array. Raises KvmeshError for ids that are not even 32 bits of a natural number."""
+    try:
+        return array(TOKEN, token_ids)
+    except OverflowError:
+        raise _outside(model, param) from None
 
 
 def check_prompt(model: Model, token_ids: array[int], param: str, *, embeds: bool = False) -> None:

@@ -28,9 +28,12 @@ def answer_head(answers: Answers, *, chat: bool, tier: str) -> dict[str, Any]:
 class Choice:
     """Gathers the deltas of one answer."""
 
-    def __init__(self, index: int, *, chat: bool, call_is_function: bool = False) -> None:
+    def __init__(
+        self, index: int, *, chat: bool, call_is_function: bool = False, shows_scores: bool = True
+    ) -> None:
         """`call_is_function`: a call is spelled `function_call`."""
-        self._index = index
+        self.index = index
+        self._shows_scores = shows_scores
         self._chat = chat
         self._call_is_function = call_is_function
         self._text: list[str] = []
@@ -50,11 +53,16 @@ class Choice:
             else:
                 self._calls[-1].arguments += piece.arguments
 
+    def worth(self, after: int) -> float:
+        """Mean log probability of its tokens, behind the first `after` characters."""
+        scores = [one.logprob for one in self._scores if one.start >= after and one.logprob is not None]
+        return sum(scores) / len(scores) if scores else 0.0
+
     def json(self) -> dict[str, Any]:
         written = chat_logprobs if self._chat else completion_logprobs
         choice: dict[str, Any] = {
-            "index": self._index,
-            "logprobs": written(self._scores) if self._scores else None,
+            "index": self.index,
+            "logprobs": written(self._scores) if self._scores and self._shows_scores else None,
             "finish_reason": finish_reason(self._finish_reason, call_is_function=self._call_is_function),
         }
         text = "".join(self._text)

@@ -38,7 +38,7 @@ class Continuation:
         if sampling.HasField("min_new_tokens"):
             sampling.min_new_tokens = max(0, sampling.min_new_tokens - done)
         sampling.ClearField("prompt_logprobs")
-        return replace(call, token_ids=call.token_ids + self._output, sampling=sampling)
+        return replace(call, token_ids=call.token_ids + self._output, sampling=sampling, first_by=None)
 
 
 def _is_possible(sampling: SamplingParams) -> bool:

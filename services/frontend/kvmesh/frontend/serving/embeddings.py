@@ -114,6 +114,7 @@ async def _calls(
                 session_id=body.session_id(),
                 tenant=body.kvmesh.tenant,
                 priority=body.kvmesh.priority or 0,
+                deadline_ms=body.kvmesh.deadline_ms,
                 share=Share(request=not number, prompt=True),
             )
         )

@@ -86,12 +86,16 @@ def explanation_json(session: Session) -> dict[str, Any]:
 
 
 def usage_json(used: Usage) -> dict[str, Any]:
-    """OpenAI's `usage` object."""
+    """OpenAI's `usage` object, and beside its own fields the tiers that the cached tokens came from."""
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": _all_tiers(used.cached), "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": _all_tiers(used.cached),
+            "audio_tokens": 0,
+            "kvmesh_cached_tokens": _tiers(used.cached),
+        },
         "completion_tokens_details": {
             "reasoning_tokens": used.reasoning_tokens,
             "audio_tokens": 0,

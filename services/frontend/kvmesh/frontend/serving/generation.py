@@ -8,11 +8,14 @@ from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
+from kvmesh.frontend.protocol.constraints import Named
 from kvmesh.frontend.protocol.generation import choice_seed
+from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import Call, check_generates
 from kvmesh.frontend.serving.text import Reading, TextOptions
 from kvmesh.frontend.tenants.charge import Share
+from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN
 from kvmesh.v1.engine_pb2 import SamplingParams
 
 # Of the prompt's tokens, those that say whether the answer begins within reasoning.
@@ -33,9 +36,12 @@ async def chat_answers(
     calls = _Calls(gateway, body, request_id, received, timeout_s)
     scope = gateway.cache_scope(body.kvmesh.tenant)
     prompt = await calls.model.tokenizer.encode_chat(conversation, template_args, scope)
+    ignored = [] if calls.hold_calls(body) else ["strict"]
+    if body.metadata and not body.store:
+        ignored.append("metadata")
     calls.add(prompt, "messages")
     options = TextOptions(body.stops(), reading=_reading(body, calls, prompt))
-    return Answers(gateway.mesh, calls.calls, lambda _: options, calls.choices)
+    return Answers(gateway.mesh, calls.calls, lambda _: options, calls.choices, ignored)
 
 
 async def completion_answers(
@@ -102,20 +108,35 @@ class _Calls:
         self._sampling = body.sampling()
         if prompt_logprobs:
             self._sampling.prompt_logprobs = True
+        self._hint = body.return_hint()
         self._params: dict[str, str] = {}
         named = body.constraint()
         if named is not None:
-            self._sampling.constraint.CopyFrom(named.constraint)
-            self._params["constraint"] = named.param
+            self._constrain(named)
         self.model: Model = gateway.models.resolve(body.model)
         check_generates(self.model)
-        self.choices = body.n or 1
+        self.choices = body.drawn()
         self.calls: list[Call] = []
 
     @property
     def constrained(self) -> bool:
         """Whether the answer is bound from its first token on, which leaves no room for reasoning."""
         return self._sampling.constraint.WhichOneof("kind") not in (None, "structural_tag")
+
+    def hold_calls(self, body: ChatCompletionRequest) -> bool:
+        """Before the first prompt: hold calls that the model makes of itself to strict functions' schemas.
+
+        False: it is asked for, and cannot be done.
+        """
+        # An answer that is bound from its first token on has no other calls than those it is bound to.
+        if not body.wants_strict_calls() or self.constrained:
+            return True
+        if self._sampling.HasField("constraint") or not self.model.can(CAPABILITY_CONSTRAIN):
+            return False
+        named = strict_calls(body.functions(), self.model.tool_format, body.tools_field())
+        if named is not None:
+            self._constrain(named)
+        return named is not None
 
     def add(
         self,
@@ -146,10 +167,16 @@ class _Calls:
                     session_id=body.session_id(),
                     tenant=body.kvmesh.tenant,
                     priority=body.priority(),
+                    hint=self._hint,
+                    deadline_ms=body.kvmesh.deadline_ms,
                     params=self._params,
                     share=Share(request=not number, prompt=not choice),
                 )
             )
+
+    def _constrain(self, named: Named) -> None:
+        self._sampling.constraint.CopyFrom(named.constraint)
+        self._params["constraint"] = named.param
 
     def _choice_sampling(self, choice: int) -> SamplingParams:
         sampling = SamplingParams()
@@ -166,7 +193,7 @@ def _reading(body: ChatCompletionRequest, calls: _Calls, prompt: Sequence[int]) 
         return Reading(named_function=named.name)
     functions = [function.name for function in body.functions()]
     if body.must_call():
-        return Reading("json", functions)
+        return Reading("json", functions, only_calls=True)
     model = calls.model
     reading = Reading(reasoning_format=model.reasoning_format)
     if functions:

@@ -75,12 +75,14 @@ def chat_logprobs(scores: Iterable[Score]) -> dict[str, Any]:
 
 
 def completion_logprobs(scores: Sequence[Score]) -> dict[str, Any]:
-    """A completion choice's `logprobs`."""
+    """A completion choice's `logprobs`. A token is among its alternatives, however unlikely it was."""
     return {
         "tokens": [_text(one.token) for one in scores],
         "token_logprobs": [one.logprob for one in scores],
         "top_logprobs": [
-            {_text(token): value for token, value in one.top} if one.logprob is not None else None
+            {_text(token): value for token, value in (*one.top, (one.token, one.logprob))}
+            if one.logprob is not None
+            else None
             for one in scores
         ],
         "text_offset": [one.start for one in scores],

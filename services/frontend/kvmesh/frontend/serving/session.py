@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -11,10 +13,11 @@ from kvmesh.common import metrics, telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import packed_field
 from kvmesh.frontend.mesh.mesh import Mesh
-from kvmesh.frontend.serving.attempt import Attempt, Output
+from kvmesh.frontend.serving.attempt import Attempt, Output, Take
 from kvmesh.frontend.serving.call import Call
 from kvmesh.frontend.serving.continuation import Continuation
 from kvmesh.frontend.tenants.charge import Charge
+from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -35,6 +38,8 @@ class Session:
     def __init__(self, mesh: Mesh, call: Call) -> None:
         self.call = call
         self.output_tokens = 0
+        # Of these, what the model thought with; said by who reads them, before `close`.
+        self.reasoning_tokens = 0
         # Milliseconds spent on placing, all attempts together.
         self.route_ms = 0.0
         # Decode workers that went on with the answer after others were lost.
@@ -48,6 +53,8 @@ class Session:
         self._before = 0
         # Processes that were lost with a part of this request; discovery may list them for a while.
         self._lost: set[tuple[str, int]] = set()
+        # Of the `next` that waits.
+        self._taker: Take | None = None
         self._aborted: KvmeshError | None = None
         self._closed = False
         self._last_at = 0.0
@@ -92,30 +99,54 @@ class Session:
         if self._first.first_at:
             self._metrics.ttft.observe(self._first.first_at - self.call.received)
 
-    async def next(self) -> Output:
-        """What has come since the last call, at least one token unless the answer is complete.
+    async def next(self, take: Take | None = None) -> Output:
+        """What has come since the last call, at least one token unless the answer is complete or interrupted.
 
+        While it waits, new tokens are offered to `take`, on the event loop but outside of the task, where
+        they come up; those that it returns True for are not returned here.
         Raises KvmeshError when the answer cannot be completed.
         """
+        self._taker = take
         attempt = self._streaming
         if not attempt.tokens:
-            await attempt.changed()
+            await attempt.changed(self._take if take is not None else None)
         output = attempt.take()
         while not output.token_ids:
             if attempt.error is None:
                 return output
             attempt = await self._go_on(attempt.error, attempt.failed_worker)
             output = attempt.take()
-        count = len(output.token_ids)
+        self._note(attempt, output.token_ids)
+        return output
+
+    def interrupt(self) -> None:
+        """Let `next` return what there is, be it nothing."""
+        self._streaming.interrupt()
+
+    def _take(self, tokens: Sequence[int]) -> bool:
+        assert self._taker is not None
+        try:
+            if not self._taker(tokens):
+                return False
+        except Exception:
+            # Steps of other requests come behind this one's, on the same stack.
+            log.exception("answer broken off", request_id=self.call.request_id)
+            self.abort(KvmeshError(ErrorCode.ERROR_CODE_INTERNAL, "internal error; see the frontend's log"))
+        else:
+            self._note(self._streaming, tokens)
+        return True
+
+    def _note(self, attempt: Attempt, tokens: Sequence[int]) -> None:
+        """They are the client's from now on."""
+        count = len(tokens)
         self.output_tokens += count
-        self._continuation.add(output.token_ids)
+        self._continuation.add(tokens)
         if attempt.routed.lease is not None:
             attempt.routed.lease.output_tokens = self.output_tokens - self._before
         now = time.monotonic()
         if self._last_at:
             self._metrics.itl.observe((now - self._last_at) / count)
         self._last_at = now
-        return output
 
     def abort(self, error: KvmeshError) -> None:
         """End the request with an error, whatever it is doing."""
@@ -174,6 +205,8 @@ class Session:
                 break
             self._note_failure("trying elsewhere", failure, attempt.failed_worker)
             excluded.append(attempt.failed_worker)
+            # What was placed in time is not refused for being late.
+            call = replace(call, first_by=None)
         self._check()
         assert failure is not None
         # Where the client wrote it.
@@ -280,11 +313,12 @@ class Session:
                 counter.inc(tokens)
 
     def _settle(self, charge: Charge) -> None:
-        cached = 0
-        if self.started:
-            tiers = self.attempt.cached
-            cached = tiers.device + tiers.host + tiers.nvme + tiers.network
-        charge.settle(started=self.started, output_tokens=self.output_tokens, cached_tokens=cached)
+        charge.settle(
+            started=self.started,
+            output_tokens=self.output_tokens,
+            cached=self.attempt.cached if self.started else CachedTokens(),
+            reasoning_tokens=self.reasoning_tokens,
+        )
 
 
 def _helps_elsewhere(failure: KvmeshError) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from kvmesh.core import TextDelta, TextModel, TextStream
 from kvmesh.frontend.serving.attempt import Output
@@ -39,6 +41,8 @@ class Reading:
     named_function: str | None = None
     # The answer ends with its first call.
     one_call: bool = False
+    # The answer is calls: text between them, and one that length cuts before its name, is nobody's to read.
+    only_calls: bool = False
 
 
 @dataclass(slots=True)
@@ -51,6 +55,18 @@ class TextOptions:
     # Nothing but the prompt was asked for.
     silent: bool = False
     reading: Reading = field(default_factory=Reading)
+
+
+class Outlet(Protocol):
+    """Where pieces of an answer go as they come up, past the task that asks for them, while that waits."""
+
+    def open(self) -> bool:
+        """Whether it takes one now. Where not, the task gets it."""
+        ...
+
+    def put(self, delta: Delta) -> None:
+        """Not the last one of the answer. Must not block."""
+        ...
 
 
 class TextAnswer:
@@ -86,29 +102,50 @@ class TextAnswer:
     def reasoning_tokens(self) -> int:
         return self._stream.reasoning_tokens
 
-    async def deltas(self) -> AsyncGenerator[Delta]:
+    async def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[Delta]:
         """The answer as it comes; starts the session, and ends it. Ends at a stop string, engines cancelled.
 
-        Raises KvmeshError when the answer cannot be completed.
+        What `outlet` takes does not come here. Raises KvmeshError when the answer cannot be completed.
         """
         session, options = self.session, self._options
+        # Scored text is shown later than it is written, which is too much to do on the way.
+        take = partial(self._take, outlet) if outlet is not None and not self._scored else None
         await session.start()
         if options.echo is not None:
             yield self._prompt(options.echo)
         if options.silent:
-            session.close()
+            self.close()
             yield Delta(finish_reason="length")
             return
         while not session.finished:
-            output = await session.next()
-            delta = self._feed(output)
+            delta = self._feed(await session.next(take))
             if delta is not None:
                 yield delta
-            if self._stream.matched is not None or self._enough:
+            if self._over:
                 break
         delta = self._end()
-        session.close()
+        self.close()
         yield delta
+
+    def close(self) -> None:
+        """End the session; idempotent."""
+        self.session.reasoning_tokens = self.reasoning_tokens
+        self.session.close()
+
+    @property
+    def _over(self) -> bool:
+        """Whether the client wants no more of it."""
+        return self._stream.matched is not None or self._enough
+
+    def _take(self, outlet: Outlet, tokens: Sequence[int]) -> bool:
+        if not outlet.open():
+            return False
+        delta = self._delta(self._stream.feed(tokens), ())
+        if delta is not None:
+            outlet.put(delta)
+        if self._over:
+            self.session.interrupt()
+        return True
 
     def _feed(self, output: Output) -> Delta | None:
         tokens = output.token_ids
@@ -140,11 +177,15 @@ class TextAnswer:
             text, calls = "", self._named.feed(text)
         else:
             calls = [CallDelta(index, i or "", name or "", a) for index, i, name, a in piece.tool_calls]
+            if self._options.reading.only_calls:
+                text = ""
             if self._options.reading.one_call:
                 text = "" if self._enough else text
                 self._enough = self._enough or any(call.index for call in calls)
                 calls = [call for call in calls if not call.index]
         self._called = self._called or bool(calls)
+        if not (text or piece.reasoning or calls or scores):
+            return None
         return Delta(text, piece.reasoning, calls, scores)
 
     def _prompt(self, text: str) -> Delta:

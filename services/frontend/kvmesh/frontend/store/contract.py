@@ -44,8 +44,9 @@ class Store(Protocol):
         is refused: KvmeshError(PAYLOAD_TOO_LARGE)."""
         ...
 
-    async def replace(self, record: Record) -> bool:
-        """`put` where one of the same kind, id and owner is there, else nothing. Whether there was."""
+    async def replace(self, record: Record, was: bytes | None = None) -> bool:
+        """`put` where one of the same kind, id and owner is there, and its body still `was` that, where
+        given; else nothing. Whether there was."""
         ...
 
     async def chain(self, kind: str, owner: str, id: str, most: int) -> list[Record]:

@@ -1,23 +1,18 @@
-"""Records in an SQLite file, which several processes may share. One thread speaks to it."""
+"""Records in an SQLite file, which several processes may share."""
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from kvmesh.common.config import StoreConfig
 from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.store.contract import Page, Record
+from kvmesh.frontend.store.database import Database
 from kvmesh.v1.errors_pb2 import ErrorCode
 
-# Seconds that a process waits for another's write.
-_BUSY_S = 10.0
-_MEMORY = ":memory:"
 _COLUMNS = "kind, id, owner, body, parent, created"
 # `kept` is always the sum of all sizes, so that no write has to add them up.
 _SCHEMA = """
@@ -52,28 +47,22 @@ WITH RECURSIVE chain(depth, {_COLUMNS}) AS (
 SELECT {_COLUMNS} FROM chain ORDER BY depth DESC
 """
 
-Result = TypeVar("Result")
-
 
 class SqliteStore:
-    """Opened at its first use."""
-
     def __init__(self, config: StoreConfig, home: Path, clock: Callable[[], float] = time.time) -> None:
         """`clock`: Unix time."""
         self._max_bytes = config.max_bytes
         self._max_age_s = config.max_age_s
-        self._path = config.path or str(home / "answers.db")
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._connection: sqlite3.Connection | None = None
+        self._database = Database(config, home, _SCHEMA)
 
     async def put(self, record: Record) -> None:
         await self._put(record, only_if_there=False)
 
-    async def replace(self, record: Record) -> bool:
-        return await self._put(record, only_if_there=True)
+    async def replace(self, record: Record, was: bytes | None = None) -> bool:
+        return await self._put(record, only_if_there=True, was=was)
 
-    async def _put(self, record: Record, *, only_if_there: bool) -> bool:
+    async def _put(self, record: Record, *, only_if_there: bool, was: bytes | None = None) -> bool:
         labels = [(record.kind, record.id, *label) for label in record.labels.items()]
         size = len(record.body) + sum(len(part.encode()) for label in labels for part in label[2:])
         if size > self._max_bytes:
@@ -89,6 +78,8 @@ class SqliteStore:
             where, place = "kind = ? AND id = ?", (record.kind, record.id)
             if only_if_there:
                 where, place = f"{where} AND owner = ?", (*place, record.owner)
+            if was is not None:
+                where, place = f"{where} AND body = ?", (*place, was)
             # Deleted first: REPLACE does not run the trigger of what it replaces.
             gone = db.execute(f"DELETE FROM records WHERE {where}", place).rowcount
             if only_if_there and not gone:
@@ -101,7 +92,7 @@ class SqliteStore:
             db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?)", labels)
             return True
 
-        return await self._run(run)
+        return await self._database.write(run)
 
     async def chain(self, kind: str, owner: str, id: str, most: int) -> list[Record]:
         def run(db: sqlite3.Connection) -> list[Record]:
@@ -115,7 +106,7 @@ class SqliteStore:
             )
             return records
 
-        records = await self._run(run)
+        records = await self._database.write(run)
         if len(records) > most:
             raise invalid(f"{id!r} continues more than {most} others; begin anew")
         if records and records[0].parent:
@@ -135,7 +126,7 @@ class SqliteStore:
             ).fetchone()
             return Record(*row) if row else None
 
-        return await self._run(run)
+        return await self._database.write(run)
 
     async def page(
         self, kind: str, owner: str, labels: Mapping[str, str], after: str, limit: int, *, newest_first: bool
@@ -167,7 +158,7 @@ class SqliteStore:
             ).fetchall()
             return Page([Record(*row) for row in found[:limit]], len(found) > limit)
 
-        return await self._run(run)
+        return await self._database.write(run)
 
     async def delete(self, kind: str, owner: str, id: str) -> bool:
         def run(db: sqlite3.Connection) -> bool:
@@ -176,15 +167,10 @@ class SqliteStore:
                 db.execute("DELETE FROM records WHERE kind = ? AND id = ? AND owner = ?", where).rowcount > 0
             )
 
-        return await self._run(run)
+        return await self._database.write(run)
 
     async def close(self) -> None:
-        def run() -> None:
-            if self._connection is not None:
-                self._connection.close()
-
-        await asyncio.get_running_loop().run_in_executor(self._thread, run)
-        self._thread.shutdown()
+        await self._database.close()
 
     def _evict(self, db: sqlite3.Connection, now: float, room: int) -> None:
         """Until everything is young enough and `room` bytes more may come."""
@@ -196,41 +182,3 @@ class SqliteStore:
             ).fetchone()
             db.execute("DELETE FROM records WHERE rowid = ?", (rowid,))
             kept -= size
-
-    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        def run() -> Result:
-            try:
-                db = self._open()
-                # Taken for writing at once: two readers that both want to write would wait for each other.
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    result = work(db)
-                except BaseException:
-                    db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
-                return result
-            except (sqlite3.Error, OSError) as error:
-                raise KvmeshError(
-                    ErrorCode.ERROR_CODE_UNAVAILABLE,
-                    f"answers cannot be kept in {self._path}: {error}; see `frontend.store.path`",
-                ) from None
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            if self._path != _MEMORY:
-                # Conversations are their owners' alone.
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-                Path(self._path).touch(0o600)
-            db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
-            try:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = NORMAL")
-                db.executescript(_SCHEMA)
-            except BaseException:
-                db.close()
-                raise
-            self._connection = db
-        return self._connection

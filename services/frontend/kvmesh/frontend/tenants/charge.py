@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kvmesh.frontend.tenants.ledger import Amounts
 from kvmesh.frontend.tenants.usage import Used
+from kvmesh.v1.common_pb2 import CachedTokens
 
 
 class Share(NamedTuple):
@@ -43,10 +44,22 @@ class Charge:
         await self._take({"tokens": self._wanted, "month": self._wanted})
         self._reserved = self._wanted
 
-    def settle(self, *, started: bool, output_tokens: int, cached_tokens: int) -> None:
+    def settle(
+        self, *, started: bool, output_tokens: int, cached: CachedTokens, reasoning_tokens: int = 0
+    ) -> None:
         """The answer is over, with so many tokens; one that never had any costs nothing. Call it once."""
         used = Used()
         if started:
-            prompt = self._prompt_tokens
-            used = Used(int(self._share.request), prompt, min(cached_tokens, prompt), output_tokens)
+            used = Used(int(self._share.request), self._prompt_tokens, output_tokens=output_tokens)
+            used.reasoning_tokens = reasoning_tokens
+            self._add_cached(used, cached)
         self._settle(self._reserved - used.prompt_tokens - used.output_tokens, used)
+
+    def _add_cached(self, used: Used, cached: CachedTokens) -> None:
+        """Of the part of the prompt that this answer pays for."""
+        left = self._prompt_tokens
+        for tier in ("device", "host", "nvme", "network"):
+            tokens = min(getattr(cached, tier), left)
+            left -= tokens
+            used.cached_tokens += tokens
+            setattr(used, f"cached_{tier}_tokens", tokens)

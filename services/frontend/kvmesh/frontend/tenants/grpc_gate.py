@@ -74,4 +74,5 @@ class GatedService(FrontendServiceServicer):
             yield
             if account is not None:
                 said = limit_headers(account)
-                context.set_trailing_metadata(tuple((k.decode(), v.decode()) for k, v in said))
+                limits = ((k.decode(), v.decode()) for k, v in said)
+                context.set_trailing_metadata((*context.trailing_metadata(), *limits))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 
@@ -36,12 +36,20 @@ class Used:
     # Of these, not computed.
     cached_tokens: int = 0
     output_tokens: int = 0
+    # New counts come behind the others: values are written by place, and those of before have fewer.
+    cached_device_tokens: int = 0
+    cached_host_tokens: int = 0
+    cached_nvme_tokens: int = 0
+    cached_network_tokens: int = 0
+    # Of the output, what the model thought with.
+    reasoning_tokens: int = 0
 
     def add(self, other: Used) -> None:
-        self.requests += other.requests
-        self.prompt_tokens += other.prompt_tokens
-        self.cached_tokens += other.cached_tokens
-        self.output_tokens += other.output_tokens
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_COUNTS = tuple(field.name for field in fields(Used))
 
 
 @dataclass(frozen=True, slots=True)

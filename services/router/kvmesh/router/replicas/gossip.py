@@ -82,6 +82,9 @@ class Gossip:
         self._snapshot_ms = -RESYNC_MS
         self.foreign = Foreign(me, models, leases, now, settle)
 
+    def held(self) -> int:
+        return len(self.foreign.ids())
+
     # What this replica's leases do.
 
     def changed(self, lease: int, *, soon: bool) -> None:

@@ -1,6 +1,6 @@
 //! What requests say of their return, kept until their blocks are used.
 
-use kvmesh_core::Digest;
+use kvmesh_core::{BlockHash, Digest};
 
 use super::super::NamespaceId;
 use super::super::entry::Key;
@@ -11,9 +11,9 @@ use crate::eviction::Hints;
 const HINTED: usize = 65_536;
 
 impl Catalog {
-    pub(crate) fn hint(&mut self, namespace: NamespaceId, blocks: &[Digest], hints: Hints) {
-        for &digest in blocks {
-            let name = Key(namespace, digest).name();
+    pub(crate) fn hint(&mut self, namespace: NamespaceId, blocks: &[BlockHash], hints: Hints) {
+        for &hash in blocks {
+            let name = Key::name_of(namespace, hash);
             self.hinted.take(name);
             self.hinted.put(name, hints, HINTED);
         }
@@ -88,8 +88,9 @@ mod tests {
             returns: Some(returns),
             ..Hints::default()
         };
-        catalog.hint(id, &blocks[1..3], returns(true));
-        catalog.hint(id, &blocks[4..5], returns(false));
+        let hashes: Vec<BlockHash> = blocks.iter().map(Digest::block_hash).collect();
+        catalog.hint(id, &hashes[1..3], returns(true));
+        catalog.hint(id, &hashes[4..5], returns(false));
         let uses = |catalog: &mut Catalog, id, parent, blocks: &[Digest]| {
             catalog.reserve(&journal, id, parent, blocks);
             std::mem::take(&mut *seen.lock())
@@ -104,7 +105,7 @@ mod tests {
         // The last word on the chain is the newest: here and of what there is no room for.
         let long = uses(&mut catalog, id, None, &blocks);
         assert_eq!(long, [Some(false); 6]);
-        catalog.hint(id, &blocks[4..5], returns(true));
+        catalog.hint(id, &hashes[4..5], returns(true));
         assert_eq!(uses(&mut catalog, id, None, &blocks), [Some(true); 6]);
     }
 }

@@ -80,7 +80,7 @@ impl Catalog {
     }
 
     /// Takes a registered block out of the index; its slot is free now, or after its last reader.
-    pub(super) fn forget(&mut self, journal: &Journal, slot: Slot, for_room: bool) {
+    pub(crate) fn forget(&mut self, journal: &Journal, slot: Slot, for_room: bool) {
         let Some(block) = self.slabs.get_mut(slot) else {
             return;
         };

@@ -65,6 +65,17 @@ impl Catalog {
         self.parks && (0..self.slabs.len()).any(|slab| self.wants_parked(SlabId(slab)))
     }
 
+    /// Blocks that are short of those that should be vacant or done.
+    pub(crate) fn unspilled(&self) -> u64 {
+        let short = |slab: usize| {
+            let done = self.parked[slab].done.iter();
+            let done = done.filter(|entry| !self.is_void(entry)).count();
+            self.margin(SlabId(slab)).saturating_sub(done)
+        };
+        let slabs = if self.parks { self.slabs.len() } else { 0 };
+        (0..slabs).map(|slab| short(slab) as u64).sum()
+    }
+
     /// Whether a block would now leave unwritten to make room in this namespace's slab, and need not a little later.
     pub(crate) fn is_behind(&mut self, namespace: NamespaceId) -> bool {
         let slab = self.slab_of(namespace);
@@ -161,8 +172,13 @@ impl Catalog {
     }
 
     fn wants_parked(&self, slab: SlabId) -> bool {
+        self.parked[slab.0].live < self.margin(slab)
+    }
+
+    /// Blocks that should be parked, so many being vacant.
+    fn margin(&self, slab: SlabId) -> usize {
         let (vacant, all) = self.slabs.room(slab);
-        vacant + self.parked[slab.0].live < (all / AHEAD).clamp(1, MOST_AHEAD)
+        (all / AHEAD).clamp(1, MOST_AHEAD).saturating_sub(vacant)
     }
 
     fn is_void(&self, &(slot, number): &(Slot, u64)) -> bool {

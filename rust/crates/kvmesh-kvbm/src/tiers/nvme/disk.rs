@@ -83,7 +83,7 @@ impl Disk {
 
     /// Runs the transfers; `done` hears of each as it ends.
     pub(super) fn run(&self, transfers: &[Transfer], mut done: impl FnMut(usize, Result<()>)) {
-        let timed = self.timed();
+        let timed = self.begin();
         self.engine.run(&self.file, transfers, |place, result| {
             timed.still();
             done(place, result.map_err(Error::io("cannot use", &self.path)));
@@ -92,7 +92,7 @@ impl Disk {
 
     /// Makes what was written outlive the machine.
     pub(super) fn sync(&self) -> Result<()> {
-        let _timed = self.timed();
+        let _timed = self.begin();
         self.file
             .sync_data()
             .map_err(Error::io("cannot write", &self.path))
@@ -122,14 +122,14 @@ impl Disk {
         }
     }
 
-    fn timed(&self) -> Timed<'_> {
+    pub(super) fn begin(&self) -> Timed<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.running.lock().insert(id, Instant::now());
         Timed { disk: self, id }
     }
 }
 
-struct Timed<'a> {
+pub(super) struct Timed<'a> {
     disk: &'a Disk,
     id: u64,
 }

@@ -9,7 +9,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk::Disk;
 use super::map::{Map, Recorded};
-use super::{Device, NvmeTier, SILENT};
+use super::mount::Mount;
+use super::{Device, NvmeTier};
 use crate::error::{Error, Result};
 use crate::tiers::NamespaceId;
 use crate::tiers::catalog::{Catalog, Event};
@@ -126,7 +127,12 @@ impl NvmeTier {
     }
 
     fn attach(&self, patience: Duration) -> Result<()> {
+        self.mount.get().map_or(Ok(()), Mount::check)?;
         let disk = Disk::open(&self.dir, self.bytes, patience)?;
+        if self.mount.get().is_none() {
+            // No other thread does this.
+            let _ = self.mount.set(Mount::of(&self.dir)?);
+        }
         let (mut map, recorded) = Map::open(&self.dir)?;
         // Slots keep their places where regions keep their size; else what was there is given up.
         let kept = recorded.region_bytes == Some(region_bytes_of(self.bytes));
@@ -176,7 +182,7 @@ impl NvmeTier {
             return;
         };
         let silent = device.disk.silent();
-        if silent > SILENT {
+        if silent > self.patience {
             let why = Error::Silent {
                 path: self.dir.clone(),
                 seconds: silent.as_secs(),
@@ -235,4 +241,41 @@ fn restore(catalog: &mut Catalog, recorded: &Recorded) -> usize {
         })
         .collect();
     catalog.restore(&stored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eviction::Policy;
+
+    const PATIENCE: Duration = Duration::from_millis(50);
+
+    fn settled(done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "not in time");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_is_taken_out_and_comes_back_when_it_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bytes = 1 << 20;
+        let tier = NvmeTier::with_patience(dir.path(), bytes, Policy::default(), PATIENCE);
+        let device = tier.online().expect("a disk");
+        let hung = device.disk.begin();
+        settled(|| tier.health().problem.is_some());
+        let health = tier.health();
+        let why = health.problem.unwrap_or_default();
+        assert!(why.contains("has not answered"), "{why}");
+        assert_eq!(health.outages, 1);
+        assert!(tier.working().is_err());
+        // The transfer holds the file: until it ends nobody else can have it.
+        drop(hung);
+        drop(device);
+        settled(|| tier.working().is_ok());
+        assert_eq!(tier.health().problem, None);
+        tier.stop();
+    }
 }

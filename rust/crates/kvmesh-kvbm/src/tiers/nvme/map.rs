@@ -39,6 +39,8 @@ pub(super) struct Map {
     file: File,
     path: PathBuf,
     entries: u64,
+    /// How many are recorded.
+    namespaces: usize,
     unsynced: bool,
 }
 
@@ -73,25 +75,30 @@ impl Map {
             file,
             path,
             entries,
+            namespaces: recorded.namespaces.len(),
             unsynced: true,
         };
         Ok((map, recorded))
     }
 
-    /// Adds events. They outlive this process at once, the machine after `sync`.
-    pub(super) fn append(&mut self, events: &[Event]) -> Result<()> {
+    /// How many namespaces are recorded.
+    pub(super) fn namespaces(&self) -> usize {
+        self.namespaces
+    }
+
+    /// Adds namespaces, whose numbers are the next, and events. They outlive this process at once, the machine after
+    /// `sync`.
+    pub(super) fn append(&mut self, namespaces: &[Namespace], events: &[Event]) -> Result<()> {
         let mut log = Log::default();
+        for namespace in namespaces {
+            log.entry(NAMESPACE, &[&namespace.to_bytes()]);
+        }
         for event in events {
             log.event(event);
         }
-        self.write(&log)
-    }
-
-    /// Adds a namespace, whose number is the next.
-    pub(super) fn add_namespace(&mut self, namespace: &Namespace) -> Result<()> {
-        let mut log = Log::default();
-        log.entry(NAMESPACE, &[&namespace.to_bytes()]);
-        self.write(&log)
+        self.write(&log)?;
+        self.namespaces += namespaces.len();
+        Ok(())
     }
 
     /// Makes what was added outlive the machine.
@@ -142,6 +149,7 @@ impl Map {
             synced.map_err(Error::io("cannot write", &self.path))?;
         }
         (self.file, self.entries, self.unsynced) = (file, log.entries, false);
+        self.namespaces = namespaces.len();
         Ok(())
     }
 
@@ -309,9 +317,10 @@ mod tests {
         let (mut map, recorded) = Map::open(dir).unwrap();
         assert_eq!(recorded.region_bytes, None);
         map.rewrite(4096, &[namespace()], &[]).unwrap();
-        map.append(&[stored(0, 1, None), stored(4096, 2, Some(1))])
+        map.append(&[], &[stored(0, 1, None), stored(4096, 2, Some(1))])
             .unwrap();
-        map.append(&[removed(0, 1), stored(0, 3, None)]).unwrap();
+        map.append(&[], &[removed(0, 1), stored(0, 3, None)])
+            .unwrap();
         map
     }
 
@@ -328,7 +337,7 @@ mod tests {
         );
         map.rewrite(4096, &recorded.namespaces, &recorded.stored[1..])
             .unwrap();
-        map.append(&[stored(8192, 9, None)]).unwrap();
+        map.append(&[], &[stored(8192, 9, None)]).unwrap();
         drop(map);
         let (_, recorded) = Map::open(dir.path()).unwrap();
         assert_eq!(recorded.stored, [stored(0, 3, None), stored(8192, 9, None)]);
@@ -345,7 +354,7 @@ mod tests {
             let (mut map, recorded) = Map::open(dir.path()).unwrap();
             assert!(recorded.stored.len() <= 2);
             let before = recorded.stored.len();
-            map.append(&[stored(1 << 20, 7, None)]).unwrap();
+            map.append(&[], &[stored(1 << 20, 7, None)]).unwrap();
             drop(map);
             let (_, recorded) = Map::open(dir.path()).unwrap();
             assert_eq!(recorded.stored.len(), before + 1, "cut at {length}");

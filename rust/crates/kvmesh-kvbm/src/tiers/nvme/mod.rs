@@ -9,10 +9,11 @@ mod disk;
 mod io;
 mod keeper;
 mod map;
+mod mount;
 mod tier;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub(crate) use io::{Direction, Transfer};
@@ -22,12 +23,14 @@ use parking_lot::{Mutex, RwLock};
 use self::disk::Disk;
 use self::keeper::Stop;
 use self::map::Map;
+use self::mount::Mount;
 use super::catalog::Event;
 use super::contents::Contents;
 use super::{NamespaceId, Slot};
 use crate::error::{Error, Result};
 use crate::eviction::Policy;
 use crate::journal::Journal;
+use crate::latency::{Latency, Observed};
 use crate::namespace::Namespace;
 
 /// A disk that has not answered for so long is taken out.
@@ -58,11 +61,17 @@ pub struct NvmeTier {
     dir: PathBuf,
     bytes: u64,
     policy: Policy,
+    /// Where its disk was when it first came online: it comes back only to one that is mounted there.
+    mount: OnceLock<Mount>,
     contents: Mutex<Contents>,
     journal: Journal,
     /// None: the tier is out. Before `contents`, where both are locked.
     device: RwLock<Option<Arc<Device>>>,
     health: Mutex<Health>,
+    reads: Latency,
+    writes: Latency,
+    /// Longer without an answer, the disk is taken out.
+    patience: Duration,
     stop: Arc<Stop>,
 }
 
@@ -79,14 +88,23 @@ impl NvmeTier {
     /// A tier of `bytes` in `dir`, which is its alone, with what it held before. Where the disk is not to be had, the
     /// tier is out until it is. A thread of its own looks after it.
     pub fn new(dir: &Path, bytes: u64, policy: Policy) -> Arc<Self> {
+        Self::with_patience(dir, bytes, policy, SILENT)
+    }
+
+    /// The same with another time that the disk may be silent for.
+    fn with_patience(dir: &Path, bytes: u64, policy: Policy, patience: Duration) -> Arc<Self> {
         let tier = Arc::new(Self {
             dir: dir.to_owned(),
             bytes,
             policy,
+            mount: OnceLock::new(),
             contents: Mutex::new(Contents::nothing(bytes, policy)),
             journal: Journal::default(),
             device: RwLock::new(None),
             health: Mutex::default(),
+            reads: Latency::default(),
+            writes: Latency::default(),
+            patience,
             stop: Arc::default(),
         });
         tier.come_back(KILLED);
@@ -97,6 +115,11 @@ impl NvmeTier {
     /// Whether it works, and what it has done.
     pub fn health(&self) -> Health {
         self.health.lock().clone()
+    }
+
+    /// How long reads and writes of blocks took.
+    pub(crate) fn latencies(&self) -> (Observed, Observed) {
+        (self.reads.observed(), self.writes.observed())
     }
 
     /// The namespaces it knows, by their numbers.
@@ -180,10 +203,13 @@ impl NvmeTier {
         let Ok(device) = device else {
             return;
         };
-        let mut failure = None;
+        let latency = if write { &self.writes } else { &self.reads };
+        let (mut failure, begun) = (None, Instant::now());
+        let mut lost = Vec::new();
         device.disk.run(&transfers, |number, result| {
             let place = places[number];
             if result.is_ok() {
+                latency.record(begun.elapsed());
                 let bytes = transfers[number].bytes() as u64;
                 let mut health = self.health.lock();
                 if write {
@@ -201,52 +227,63 @@ impl NvmeTier {
             }
             if let Err(error) = &result {
                 failure.get_or_insert_with(|| error.to_string());
+                if !write {
+                    lost.push(slots[place]);
+                }
             }
             done(place, result);
         });
         if let Some(failure) = failure {
+            // A place that cannot be read takes the tier out once, not whenever it is wanted.
+            self.forget(&lost);
             self.take_out(&device, &failure);
         }
     }
 
-    /// Puts on record what has happened to slots.
-    fn record(&self) {
-        let Ok(device) = self.online() else {
-            self.contents.lock().catalog.take_events();
-            return;
-        };
-        let recorded = {
-            let mut map = device.map.lock();
-            let events: Vec<Event> = self.contents.lock().catalog.take_events();
-            map.append(&events)
-        };
-        if let Err(error) = recorded {
-            self.take_out(&device, &error);
+    /// These cannot be read.
+    fn forget(&self, lost: &[Slot]) {
+        {
+            let mut contents = self.contents.lock();
+            for &slot in lost {
+                if let Some(slot) = contents.inside(slot) {
+                    contents.catalog.forget(&self.journal, slot, false);
+                }
+            }
         }
+        self.record();
     }
 
-    /// Opens a namespace, which gets its number in the record, too.
-    fn open_recorded(&self, namespace: &Namespace) -> Result<NamespaceId> {
-        // Neither going out nor coming back may come between.
-        let current = self.device.read();
-        let mut map = current.as_ref().map(|device| device.map.lock());
-        let (id, new) = {
-            let mut contents = self.contents.lock();
-            let before = contents.catalog.known_namespaces().count();
-            let id = contents.catalog.open(namespace)?;
-            (id, contents.catalog.known_namespaces().count() > before)
-        };
-        let recorded = match &mut map {
-            Some(map) if new => map.add_namespace(namespace),
-            _ => Ok(()),
-        };
-        drop(map);
-        let device = current.clone();
-        drop(current);
-        if let (Some(device), Err(error)) = (device, recorded) {
-            self.take_out(&device, &error);
+    /// Puts on record what has happened to slots.
+    fn record(&self) {
+        while let Ok(device) = self.online() {
+            let recorded = {
+                // It may be here that a disk does not answer.
+                let _timed = device.disk.begin();
+                let mut map = device.map.lock();
+                let Some((namespaces, events)) = self.unrecorded(&device, &map) else {
+                    continue;
+                };
+                map.append(&namespaces, &events)
+            };
+            if let Err(error) = recorded {
+                self.take_out(&device, &error);
+            }
+            return;
         }
-        Ok(id)
+        self.contents.lock().catalog.take_events();
+    }
+
+    /// What `map` does not say yet; `None` once the tier has gone out: after a return, it is another map's.
+    fn unrecorded(&self, device: &Arc<Device>, map: &Map) -> Option<(Vec<Namespace>, Vec<Event>)> {
+        let current = self.device.read();
+        let mut contents = current
+            .as_ref()
+            .filter(|now| Arc::ptr_eq(now, device))
+            .map(|_| self.contents.lock())?;
+        // Whoever opens a namespace does not wait for the disk.
+        let known = contents.catalog.known_namespaces();
+        let new = known.skip(map.namespaces()).cloned().collect();
+        Some((new, contents.catalog.take_events()))
     }
 
     /// Fails when the tier is out.

@@ -15,7 +15,7 @@ mod tier;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Weak, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvmesh_core::{BlockHash, Digest};
 use parking_lot::{Mutex, RwLock};
@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::eviction::Policy;
 use crate::image::Layout;
 use crate::journal::Journal;
+use crate::latency::{Latency, Observed};
 use crate::namespace::Namespace;
 
 /// Threads that talk to the service.
@@ -88,6 +89,8 @@ pub struct ObjectTier {
     /// None: the tier is out. Before `contents`, where both are locked.
     online: RwLock<Option<Arc<Online>>>,
     health: Mutex<Health>,
+    reads: Latency,
+    writes: Latency,
     /// Objects that are being deleted: they are not written meanwhile.
     deleting: Mutex<FxHashSet<String>>,
     deleted: Notify,
@@ -127,6 +130,8 @@ impl ObjectTier {
                 io: settings.url.clone(),
                 ..Health::default()
             }),
+            reads: Latency::default(),
+            writes: Latency::default(),
             deleting: Mutex::default(),
             deleted: Notify::new(),
             stop: watch::Sender::new(false),
@@ -150,6 +155,11 @@ impl ObjectTier {
     /// Whether it works, and what it has done.
     pub fn health(&self) -> Health {
         self.health.lock().clone()
+    }
+
+    /// How long reads and writes of blocks took.
+    pub(crate) fn latencies(&self) -> (Observed, Observed) {
+        (self.reads.observed(), self.writes.observed())
     }
 
     /// The object of a leased or reserved slot.
@@ -208,7 +218,7 @@ impl ObjectTier {
         };
         let path = self.object_of(slot).ok_or(Error::NotFilled)?;
         self.until_deleted(Some(&path)).await;
-        let bytes = body.len() as u64;
+        let (bytes, begun) = (body.len() as u64, Instant::now());
         let written = match self.describe(&online, &namespace).await {
             Ok(()) => online.bucket.put(&path, body).await,
             Err(failure) => Err(failure),
@@ -216,6 +226,7 @@ impl ObjectTier {
         if let Err(failure) = written {
             return Err(self.take_out(&online, &failure));
         }
+        self.writes.record(begun.elapsed());
         self.health.lock().written_bytes += bytes;
         let mut contents = self.contents.lock();
         // Unless the tier went away meanwhile.
@@ -230,8 +241,10 @@ impl ObjectTier {
         let online = self.service()?;
         let (digest, _) = self.contents.lock().block(slot)?;
         let path = self.object_of(slot).ok_or(Error::NotFilled)?;
+        let begun = Instant::now();
         match online.bucket.get(&path).await {
             Ok(body) => {
+                self.reads.record(begun.elapsed());
                 self.health.lock().read_bytes += body.len() as u64;
                 Ok(body.to_vec())
             }
