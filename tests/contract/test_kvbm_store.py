@@ -123,8 +123,9 @@ async def told(store: Kvbm, tier: int, blocks: bytes) -> None:
             (response,) = [response async for response in stub.Snapshot(SnapshotRequest(), timeout=5)]
             # Not from the bus: it may have been connected only after the first batches.
             request = ReplayRequest(incarnation=response.batch.incarnation, from_sequence=1)
-            events = [event async for response in stub.Replay(request, timeout=5) for event in read(response.batch)]
-            if sorted(n for event in events if event.tier == tier for n in event.hashes.tolist()) == wanted:
+            replayed = [response.batch async for response in stub.Replay(request, timeout=5)]
+            events = [event for batch in replayed for event in read(batch) if event.tier == tier]
+            if sorted(number for event in events for number in event.hashes.tolist()) == wanted:
                 return
             await asyncio.sleep(0.01)
 
