@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -126,6 +127,8 @@ def main(file: str, run: Callable[[Report, bool], Coroutine[Any, Any, None]]) ->
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     arguments = parser.parse_args()
     report = Report(Path(file).stem, machine(), versions("sglang", "torch", "nixl", "grpcio"))
+    # A run that is told to end takes its meshes with it, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     # What libraries print of themselves must not end up in the result.
     with os.fdopen(os.dup(1), "w") as result:
         os.dup2(2, 1)

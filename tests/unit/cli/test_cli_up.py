@@ -152,8 +152,8 @@ def test_engines_on_a_cpu_are_forked(
         if own is not None:
             # What it imports reads the same settings as in an engine's own process.
             assert asked in own.command
-            threads = specs[worker].environment["OMP_NUM_THREADS"]
-            assert own.environment["OMP_NUM_THREADS"] == threads
+            for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+                assert own.environment[name] == specs[worker].environment[name]
         else:
             assert (asked or config.engine.forkserver_socket) == (forkserver or "")
 

@@ -19,6 +19,7 @@ from kvmesh.cli.process import ProcessSpec
 from kvmesh.cli.settings import Worker, workers_of
 from kvmesh.common.config import Config, Listen
 from kvmesh.common.errors import invalid
+from kvmesh.engine.sglang.environment import on_cpus
 
 # On top of a role's own drain: closing engines takes a while.
 _MARGIN_S = 10.0
@@ -261,10 +262,10 @@ def _gpu_environment(part: devices.Devices | None) -> dict[str, str]:
 
 
 def _threads(engines: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """On a CPU the engines share the cores: at a thread a core each, they slow one another down tenfold."""
-    if not engines or "OMP_NUM_THREADS" in environment or has_gpu():
+    """On a CPU the engines share the cores; what the operator has set stays."""
+    if not engines or has_gpu():
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // engines))}
+    return {name: value for name, value in on_cpus(engines).items() if name not in environment}
 
 
 def has_gpu() -> bool:

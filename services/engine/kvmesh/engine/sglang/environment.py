@@ -6,10 +6,11 @@ It reads some of them as it is imported, so they are set before that; nothing he
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-
-from kvmesh.engine.sglang.spec import EngineSpec
+if TYPE_CHECKING:
+    from kvmesh.engine.sglang.spec import EngineSpec
 
 # Makes kvmesh's plugins active; they stay out of the way of an SGLang that kvmesh did not start.
 PLUGINS = "KVMESH_SGLANG_PLUGINS"
@@ -21,11 +22,16 @@ FAULT_FILE = "KVMESH_SGLANG_FAULT_FILE"
 
 def set_environment(spec: EngineSpec) -> None:
     """For this process and those it starts. What the operator has set stays."""
-    for name, value in defaults(spec.host, spec.engines).items():
-        os.environ.setdefault(name, value)
+    keep(defaults(spec.host, spec.engines))
     os.environ[PLUGINS] = "1"
     os.environ[OUTPUTS] = f"{spec.directory}/outputs"
     os.environ[FAULT_FILE] = f"{spec.directory}/fault"
+
+
+def keep(names: Mapping[str, str]) -> None:
+    """Set what is not set yet, for this process and those it starts."""
+    for name, value in names.items():
+        os.environ.setdefault(name, value)
 
 
 def defaults(host: str, engines: int) -> dict[str, str]:
@@ -45,8 +51,18 @@ def defaults(host: str, engines: int) -> dict[str, str]:
     if host in ("127.0.0.1", "localhost", "::1"):
         # What listens for the other half listens where this worker does, not on every interface.
         names["SGLANG_HOST_IP"] = "127.0.0.1" if host == "localhost" else host
-    if not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0))
+    import torch
+
+    return names if torch.cuda.is_available() else {**names, **on_cpus(engines)}
+
+
+def on_cpus(engines: int) -> dict[str, str]:
+    """What holds for one of so many engines that share the processors; read as torch is imported."""
+    cores = len(os.sched_getaffinity(0))
+    return {
         # More threads than cores over all engines make each of them wait for the others.
-        names["OMP_NUM_THREADS"] = str(max(1, cores // max(1, engines)))
-    return names
+        "OMP_NUM_THREADS": str(max(1, cores // max(1, engines))),
+        # At the end of each of a step's many parallel regions a thread that spins takes the core from the one
+        # it waits for, where anything else runs on the machine: a step takes several times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }

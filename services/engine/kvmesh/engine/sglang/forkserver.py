@@ -30,6 +30,8 @@ from typing import Any, NoReturn
 
 import setproctitle
 
+from kvmesh.engine.sglang.environment import defaults, keep, on_cpus
+
 # What launchers and schedulers import before they are of any one engine.
 _IMPORTS = (
     "kvmesh.engine.sglang.arguments",
@@ -84,11 +86,9 @@ class Forkserver:
         self._callers: dict[int, socket.socket] = {}
 
     def run(self, host: str, engines: int) -> NoReturn:
-        # It imports torch.
-        from kvmesh.engine.sglang.environment import defaults
-
-        for name, value in defaults(host, engines).items():
-            os.environ.setdefault(name, value)
+        # Before torch is imported, which reads them; the others need it.
+        keep(on_cpus(engines))
+        keep(defaults(host, engines))
         self._settings = read_at_import(os.environ)
         # Also for the forks' sake, who cannot find their titles' memory once their environment is another.
         setproctitle.setproctitle("sglang::forkserver")
@@ -138,8 +138,6 @@ class Forkserver:
                 os.close(descriptor)
 
     def _launch(self, caller: socket.socket, launch: Launch, descriptors: list[int]) -> None:
-        from kvmesh.engine.sglang.environment import defaults
-
         wanted = read_at_import({**defaults(launch.host, launch.engines), **launch.environment})
         if wanted != self._settings:
             others = sorted(name for name, _ in wanted.items() ^ self._settings.items())
