@@ -26,6 +26,7 @@ const MOST_HELD: usize = 48;
 /// Requests times workers in one plan at most, so that a plan stays quick on large clusters.
 const MOST_ENTRIES: usize = 2_048;
 /// A worker is free that will have computed its prompts within so many milliseconds: the next should be there by then.
+/// Where streams are, within a step of theirs, which the next would else have to wait for.
 const SLACK_MS: f64 = 10.0;
 /// Milliseconds between two looks that nothing caused.
 pub(crate) const SOONEST_MS: f64 = 1.0;
@@ -58,12 +59,11 @@ impl Selector {
             return self.gathering;
         }
         // A worker that is free already was passed over on purpose: who joins or leaves has a plan made at once.
-        let busy = self.prefilling().map(|worker| worker.queue.backlog_ms(now));
-        let next = busy
-            .filter(|&ms| ms > SLACK_MS)
-            .fold(f64::INFINITY, f64::min);
-        next.is_finite()
-            .then(|| now + (next - SLACK_MS).max(SOONEST_MS))
+        let busy = self
+            .prefilling()
+            .map(|worker| self.until_free_ms(worker, now));
+        let next = busy.filter(|&ms| ms > 0.0).fold(f64::INFINITY, f64::min);
+        next.is_finite().then(|| now + next.max(SOONEST_MS))
     }
 
     /// Has the next look make a plan for what is held: what passed free workers over did so with others in view than there
@@ -186,7 +186,18 @@ impl Selector {
 
     fn any_free(&self, now: f64) -> bool {
         self.prefilling()
-            .any(|worker| worker.queue.backlog_ms(now) <= SLACK_MS)
+            .any(|worker| self.until_free_ms(worker, now) <= 0.0)
+    }
+
+    /// Milliseconds until a prompt should be on its way to a worker; not above 0 where it should be now.
+    fn until_free_ms(&self, worker: &Worker, now: f64) -> f64 {
+        let seat = Seat::new(
+            now,
+            worker,
+            &self.rates[worker.class],
+            self.leases.slots(worker.id),
+        );
+        seat.backlog_ms - SLACK_MS.max(seat.step_ms)
     }
 
     /// As [`Self::plan`] does, for a request alone in its class: where it costs least, if that worker is free.
@@ -198,7 +209,7 @@ impl Selector {
             let at = self.choose(&request, PolicyName::Kv, false, context);
             let winner = self.scratch.candidates[at];
             let worker = self.worker(winner.prefill);
-            if worker.is_some_and(|worker| worker.queue.backlog_ms(context.now) <= SLACK_MS) {
+            if worker.is_some_and(|worker| self.until_free_ms(worker, context.now) <= 0.0) {
                 let weighed = self.weighed(&request).with(&winner, self.scratch.costs[at]);
                 first.push(First {
                     item,
@@ -285,7 +296,7 @@ impl Selector {
         begins.push(candidates.len());
         let mut firsts = Vec::new();
         for (column, pass) in passes.iter().enumerate() {
-            if backlogs[column] <= SLACK_MS {
+            if self.until_free_ms(seats[column].worker, context.now) <= 0.0 {
                 let first = |&item: &usize| {
                     let of_item = &candidates[begins[item]..begins[item + 1]];
                     let here = |candidate: &&Candidate| candidate.prefill == columns[column];

@@ -280,6 +280,26 @@ fn a_plan_fills_a_pass_when_that_saves_more_than_it_delays() {
 }
 
 #[test]
+fn a_prompt_is_there_before_streams_take_another_step() {
+    for (step_ms, ahead_ms) in [(5.0, 10.0), (100.0, 100.0)] {
+        let (mut bench, _) = Bench::new(planned(), &[]);
+        let mut spec = common::spec(1, Role::Aggregated);
+        spec.probe.decode = [1, 10, 40].map(|n| (n, 0.0, step_ms)).to_vec();
+        bench.selector.add_worker(&spec);
+        let stream = bench.place(prompt(1, &chain(1, 1))).unwrap();
+        bench.progress(stream.lease, true, 0);
+        let long = bench.place(prompt(2, &chain(2, 60))).unwrap();
+        assert!(bench.place(prompt(3, &chain(3, 60))).is_none());
+        let computed = long.winner.terms.prefill;
+        let due = bench.selector.wakes_at(bench.now).unwrap();
+        assert!((computed - due - ahead_ms).abs() < 1.0, "{computed} {due}");
+        bench.now = due + 0.01;
+        bench.tick();
+        assert_eq!(bench.placed.len(), 3);
+    }
+}
+
+#[test]
 fn a_held_request_can_be_withdrawn() {
     let (mut bench, _) = Bench::new(planned(), &[Role::Aggregated]);
     assert!(bench.place(prompt(1, &chain(1, 60))).is_some());
