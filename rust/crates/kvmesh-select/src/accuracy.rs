@@ -12,3 +12,14 @@ pub struct Errors {
     /// Sum of the actual milliseconds.
     pub actual_ms: f64,
 }
+
+impl Errors {
+    /// Of what a prompt takes, how much predictions are off by on average.
+    pub fn share(&self) -> f64 {
+        if self.actual_ms > 0.0 {
+            self.absolute_ms / self.actual_ms
+        } else {
+            0.0
+        }
+    }
+}

@@ -197,7 +197,8 @@ impl Selector {
             &self.rates[worker.class],
             self.leases.slots(worker.id),
         );
-        seat.backlog_ms - SLACK_MS.max(seat.step_ms)
+        let astray = self.errors.share() * worker.queue.predicted_ms();
+        seat.backlog_ms - SLACK_MS.max(seat.step_ms).max(astray)
     }
 
     /// As [`Self::plan`] does, for a request alone in its class: where it costs least, if that worker is free.

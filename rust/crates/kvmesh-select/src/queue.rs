@@ -68,6 +68,11 @@ impl Queue {
         entry
     }
 
+    /// Milliseconds that computing all of them was predicted to take, when they were placed.
+    pub fn predicted_ms(&self) -> f64 {
+        self.total_ms
+    }
+
     /// Milliseconds until all of them are computed, as predicted.
     ///
     /// A head that takes longer than predicted is expected to take as long again as it is late: the longer
