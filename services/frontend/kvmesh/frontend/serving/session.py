@@ -160,6 +160,8 @@ class Session:
             return
         self._closed = True
         self._timer.cancel()
+        # It holds who reads this session: the two go when they are done, not when a collection finds them.
+        self._taker = None
         self._mesh.sessions.discard(self)
         self._end_attempt()
         if self.started:
