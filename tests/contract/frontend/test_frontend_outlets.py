@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import orjson
@@ -11,7 +12,8 @@ from starlette.types import Scope
 
 from fixtures.frontend import ANSWER, Split, chunks_of
 from kvmesh.frontend.http.protocol import _BoundedProtocol
-from kvmesh.frontend.routes.answer import _Events
+from kvmesh.frontend.routes.answer import AnswerResponse, _Events
+from kvmesh.frontend.serving.session import Session
 from kvmesh.frontend.serving.text import Delta
 
 
@@ -113,3 +115,20 @@ async def test_a_client_that_falls_behind_now_and_then_gets_all_in_order(
     assert put
     assert len(put) < asked
     await split.idle()
+
+
+async def test_an_answer_that_is_over_is_freed_without_a_collection(split: Split, put: list[str]) -> None:
+    """Hundreds of objects each: collections that look for them would be most of what a request costs."""
+    split.decode.step_s = 0.005
+    # What starting up and a first request leave behind.
+    await split.front.chat(stream=True)
+    gc.collect()
+    gc.disable()
+    try:
+        await split.front.chat(stream=True)
+        await split.idle()
+        kept = [each for each in gc.get_objects() if isinstance(each, AnswerResponse | Session)]
+    finally:
+        gc.enable()
+    assert put
+    assert not kept

@@ -6,7 +6,7 @@ Both are names: a capability's as people write it, e.g. `constrain`, and `adapte
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.common_pb2 import (
@@ -30,6 +30,8 @@ _UNSAID = (CAPABILITY_GENERATE, CAPABILITY_CONSTRAIN, CAPABILITY_LOGPROBS)
 _ADAPTER = "adapter:"
 
 
+# Asked for every request.
+@cache
 def capability_name(capability: Capability) -> str:
     """As people write it; one of a later version has its number for a name."""
     if capability not in Capability.values():
@@ -42,7 +44,7 @@ def needed(capabilities: Iterable[Capability], adapter: str = "") -> Names:
     return _names(tuple(capabilities), adapter)
 
 
-# Asked for every request, and requests need one of a few things.
+# So is this, and requests need one of a few things.
 @lru_cache(1024)
 def _names(capabilities: tuple[Capability, ...], adapter: str) -> Names:
     names = {capability_name(one) for one in capabilities}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,15 +11,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kvmesh.frontend.http.client_watch import Connection
 
 _COMMENT = b": keep-alive\n\n"
+# Looks in the time after which a comment is due: it is late by one of them at most.
+_LOOKS = 10
 
 
 class KeepAlive:
-    """ASGI. Every body message of an event stream must end an event, as a comment may follow any of them."""
+    """ASGI. Every body message of an event stream must end an event, as a comment may follow any of them.
+
+    One timer looks at all streams, while there are any. Belongs to one event loop.
+    """
 
     def __init__(self, app: ASGIApp, after_s: float) -> None:
         """A comment is sent after each `after_s` seconds in which nothing else was."""
         self._app = app
         self._after_s = after_s
+        self._streams: set[_Stream] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -26,61 +34,57 @@ class KeepAlive:
             return
         stream: _Stream | None = None
 
-        async def send_watched(message: Message) -> None:
+        def send_watched(message: Message) -> Awaitable[None]:
             nonlocal stream
             if stream is not None:
-                await stream.send(message)
-                return
-            await send(message)
-            if message["type"] == "http.response.start" and _is_event_stream(message["headers"]):
-                stream = _Stream(send, self._after_s, scope["state"]["connection"])
+                stream.said()
+            elif message["type"] == "http.response.start" and _is_event_stream(message["headers"]):
+                stream = self._watch(scope)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_watched)
         finally:
             if stream is not None:
-                stream.close()
+                self._streams.discard(stream)
+
+    def _watch(self, scope: Scope) -> _Stream:
+        stream = _Stream(scope)
+        self._streams.add(stream)
+        if self._timer is None:
+            self._look_soon(stream.loop)
+        return stream
+
+    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self._after_s / _LOOKS, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        since = loop.time() - self._after_s
+        for stream in self._streams:
+            stream.comment(since)
+        if self._streams:
+            self._look_soon(loop)
 
 
 class _Stream:
-    def __init__(self, send: Send, after_s: float, connection: Connection) -> None:
-        self._send = send
-        self._connection = connection
-        self._after_s = after_s
-        self._loop = asyncio.get_running_loop()
-        self._sent_at = self._loop.time()
-        # The application's or a comment's; a reader that is slow needs no comment.
-        self._sending = False
-        self._comment: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(after_s, self._look)
+    __slots__ = ("_connection", "_said_at", "_scope", "loop")
 
-    async def send(self, message: Message) -> None:
-        if self._comment is not None and not self._comment.done():
-            await asyncio.wait([self._comment])
-        self._sending = True
-        try:
-            await self._send(message)
-        finally:
-            self._sending = False
-            self._sent_at = self._loop.time()
-        if not message.get("more_body", False):
-            self.close()
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._connection: Connection = scope["state"]["connection"]
+        self.loop = asyncio.get_running_loop()
+        self.said()
 
-    def close(self) -> None:
-        self._timer.cancel()
-        if self._comment is not None:
-            self._comment.cancel()
+    def said(self) -> None:
+        """The application says something."""
+        self._said_at = self.loop.time()
 
-    def _look(self) -> None:
-        left = max(self._sent_at, self._connection.written_at) + self._after_s - self._loop.time()
-        if left <= 0 and not self._sending:
-            self._comment = self._loop.create_task(self._say())
-            left = self._after_s
-        self._timer = self._loop.call_later(max(left, self._after_s / 10), self._look)
-
-    async def _say(self) -> None:
-        self._sent_at = self._loop.time()
-        await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+    def comment(self, since: float) -> None:
+        """Unless something was said since then; a reader that is behind needs none, nor one that has all."""
+        quiet = max(self._said_at, self._connection.written_at) <= since
+        if quiet and self._connection.can_write(self._scope):
+            self._connection.write(_COMMENT)
 
 
 def _is_event_stream(headers: Any) -> bool:

@@ -101,6 +101,8 @@ class Routers:
     def _order(self) -> Iterable[RouterLink]:
         """Each in turn is the first; those that were lost of late are the last; those that say nothing are
         left alone."""
+        if len(self._links) == 1:
+            return [link for link in self._links if link.silent_until <= self._clock()]
         at = self._turn = (self._turn + 1) % max(len(self._links), 1)
         links = self._links[at:] + self._links[:at]
         now = self._clock()

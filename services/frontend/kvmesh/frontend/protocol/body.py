@@ -60,24 +60,31 @@ def parse(kind: type[Request], raw: bytes) -> tuple[Request, list[str]]:
 
     Raises KvmeshError: INVALID_ARGUMENT with `param`, or UNSUPPORTED for a known field by its name.
     """
+    return validate(kind, decode(raw))
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """A body as it is written. Raises KvmeshError(INVALID_ARGUMENT)."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise invalid(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise invalid("the body must be a JSON object")
-    return validate(kind, body)
+    return body
 
 
-def validate(kind: type[Request], body: dict[str, Any]) -> tuple[Request, list[str]]:
-    """`parse` for a body already decoded."""
+def validate(
+    kind: type[Request], body: dict[str, Any], written: dict[str, Any] | None = None
+) -> tuple[Request, list[str]]:
+    """`parse` for a body already decoded; where parts of it are validated, too, `written` is how it came."""
     # `"kvmesh": null` is how typed clients leave it out.
     if body.get("kvmesh", ...) is None:
         del body["kvmesh"]
     try:
         request = kind.model_validate(body)
     except ValidationError as error:
-        raise explain_problem(error, body) from None
+        raise explain_problem(error, body if written is None else written) from None
     ignored = []
     for name, value in (request.model_extra or {}).items():
         if value is None:

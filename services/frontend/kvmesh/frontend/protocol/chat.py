@@ -93,9 +93,10 @@ class ChatCompletionRequest(GenerationRequest, ToolFields):
             hint.tool_call = True
         return hint
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """The messages as chat templates take them."""
-        return [template_message(f"messages[{i}]", message) for i, message in enumerate(self.messages)]
+    def conversation(self, start: int = 0, count: int | None = None) -> list[dict[str, Any]]:
+        """The messages, or `count` of them from one on, as chat templates take them. Raises KvmeshError."""
+        part = self.messages[start : None if count is None else start + count]
+        return [template_message(f"messages[{i}]", message) for i, message in enumerate(part, start)]
 
     def template_args(self) -> dict[str, Any]:
         """What else the template, and the call that renders it, is given."""

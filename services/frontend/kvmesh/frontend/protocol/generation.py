@@ -37,7 +37,8 @@ class StreamOptions(Body):
 class KvmeshOptions(BaseModel):
     """The request's `kvmesh` object."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # Frozen: those who say nothing share one.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     explain: bool = False
     """answer with a `kvmesh` object: where the request ran and how long each part took"""
@@ -70,7 +71,7 @@ class GenerationRequest(SamplingFields, StopFields, ConstraintFields):
     prompt_cache_key: str | None = None
     user: str | None = None
     safety_identifier: UserId | None = None
-    kvmesh: KvmeshOptions = Field(default_factory=KvmeshOptions)
+    kvmesh: KvmeshOptions = KvmeshOptions()
 
     def wanted(self) -> int:
         """Choices of each prompt that are answered."""

@@ -40,23 +40,29 @@ class SamplingFields(Body):
 
     def sampling(self) -> SamplingParams:
         """The same for an engine. Output is bounded by `call.bound_output`, not here."""
-        return SamplingParams(
-            temperature=self.temperature,
+        said = {
+            "temperature": self.temperature,
             # Engines take no 0, and "the likeliest alone" by `top_k`, where 0 is another spelling of "all".
-            top_p=self.top_p or None,
-            top_k=1 if self.top_p == 0 else self.top_k or None,
-            min_p=self.min_p,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            repetition_penalty=self.repetition_penalty,
-            max_new_tokens=self.max_tokens,
-            min_new_tokens=self.min_tokens,
-            stop_token_ids=self.stop_token_ids or (),
-            ignore_eos=self.ignore_eos,
+            "top_p": self.top_p or None,
+            "top_k": 1 if self.top_p == 0 else self.top_k or None,
+            "min_p": self.min_p,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "max_new_tokens": self.max_tokens,
+            "min_new_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+        }
+        # Most say little, and what is said costs.
+        params = SamplingParams(**{name: value for name, value in said.items() if value is not None})
+        if self.stop_token_ids:
+            params.stop_token_ids.extend(self.stop_token_ids)
+        if self.seed is not None:
             # Engines take 63 bits.
-            seed=None if self.seed is None else self.seed & (2**63 - 1),
-            logit_bias={_token(name): bias for name, bias in (self.logit_bias or {}).items()},
-        )
+            params.seed = self.seed & (2**63 - 1)
+        for name, bias in (self.logit_bias or {}).items():
+            params.logit_bias[_token(name)] = bias
+        return params
 
 
 class StopFields(Body):

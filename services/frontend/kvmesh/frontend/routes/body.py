@@ -13,7 +13,8 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises KvmeshError: PAYLOAD_TOO_LARGE once it is known to exceed `limit` bytes,
     REQUEST_TIMEOUT when it is not whole in time (`frontend.body_timeout_s`), UNSUPPORTED if it is packed."""
-    encoding = request.headers.get("content-encoding", "identity")
+    headers = dict(request.scope["headers"])
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if encoding.lower() not in ("identity", ""):
         # Unpacked, a small body may be larger than any limit.
         raise KvmeshError(
@@ -21,6 +22,9 @@ async def read_body(request: Request, limit: int) -> bytes:
             f"content-encoding {encoding!r} is not supported; send the body as it is",
             param="content-encoding",
         )
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
     if request.state.connection.has_body():
         return await _read(request, limit)
     seconds = request.app.state.gateway.config.body_timeout_s
@@ -35,9 +39,6 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
     parts: list[bytes] = []
     size, more = 0, True
     while more:

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvmesh.frontend.gateway import Gateway
-from kvmesh.frontend.protocol import ChatCompletionRequest, parse
+from kvmesh.frontend.protocol import ChatCompletionRequest
+from kvmesh.frontend.protocol.long import parse_long
 from kvmesh.frontend.routes.answer import AnswerResponse
 from kvmesh.frontend.routes.body import read_body
 from kvmesh.frontend.routes.schema import body_schema
@@ -24,7 +25,8 @@ async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation."""
     received = time.monotonic()
     gateway: Gateway = request.app.state.gateway
-    body, ignored = parse(ChatCompletionRequest, await read_body(request, gateway.config.max_body_bytes))
+    raw = await read_body(request, gateway.config.max_body_bytes)
+    body, ignored = await parse_long(ChatCompletionRequest, raw)
     request_id: str = request.state.request_id
     answers = await chat_answers(gateway, body, request_id, received=received)
     keep = partial(gateway.chats.put, gateway.owner(), body, request_id) if body.store else None

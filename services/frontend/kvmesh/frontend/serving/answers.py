@@ -46,7 +46,7 @@ class Answers:
 
     def __enter__(self) -> Answers:
         self.sessions = [Session(self._mesh, call) for call in self._calls]
-        self._answers = [TextAnswer(session, self._options(i)) for i, session in enumerate(self.sessions)]
+        self._answers = [TextAnswer(session, self._options(i), i) for i, session in enumerate(self.sessions)]
         return self
 
     def __exit__(
@@ -68,17 +68,15 @@ class Answers:
         """Of all answers, as far as they have come."""
         return sum(answer.reasoning_tokens for answer in self._answers)
 
-    async def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[tuple[int, Delta]]:
+    def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[tuple[int, Delta]]:
         """What comes of any of them, in the order in which it comes; it must be closed.
 
         Of an only one, `outlet` may take what comes while this is waited for.
         Raises KvmeshError when one cannot be completed: then none is.
         """
-        if len(self._answers) == 1:
-            async with aclosing(self._answers[0].deltas(outlet)) as deltas:
-                async for delta in deltas:
-                    yield 0, delta
-            return
+        return self._answers[0].deltas(outlet) if len(self._answers) == 1 else self._all()
+
+    async def _all(self) -> AsyncGenerator[tuple[int, Delta]]:
         # Bounded: whoever is ahead of the client waits.
         events: asyncio.Queue[_Event] = asyncio.Queue(len(self._answers))
         tasks = [asyncio.create_task(self._pump(i, events)) for i in range(len(self._answers))]
@@ -98,7 +96,7 @@ class Answers:
     async def _pump(self, number: int, events: asyncio.Queue[_Event]) -> None:
         try:
             async with aclosing(self._answers[number].deltas()) as deltas:
-                async for delta in deltas:
-                    await events.put((number, delta))
+                async for event in deltas:
+                    await events.put(event)
         except Exception as error:
             await events.put(error)

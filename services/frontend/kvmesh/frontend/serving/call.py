@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from array import array
 from collections.abc import Collection, Mapping, Sequence
@@ -62,7 +62,7 @@ class Call:
 
 
 def new_request_id() -> str:
-    return f"req_{secrets.token_hex(16)}"
+    return f"req_{os.urandom(16).hex()}"
 
 
 def check_generates(model: Model) -> None:

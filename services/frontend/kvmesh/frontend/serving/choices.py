@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from typing import Any
 
@@ -16,7 +16,7 @@ def answer_head(answers: Answers, *, chat: bool, tier: str) -> dict[str, Any]:
     """Id, time and model of an answer; `tier` is the service tier a chat names."""
     model = answers.call.model
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(16)}",
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{os.urandom(16).hex()}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": model.name,

@@ -10,6 +10,7 @@ from kvmesh.frontend.protocol import ChatCompletionRequest, CompletionRequest, G
 from kvmesh.frontend.protocol.completions import DEFAULT_MAX_TOKENS
 from kvmesh.frontend.protocol.constraints import Named
 from kvmesh.frontend.protocol.generation import choice_seed
+from kvmesh.frontend.protocol.long import conversation
 from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import Call, check_generates
@@ -32,10 +33,10 @@ async def chat_answers(
 ) -> Answers:
     """Raises KvmeshError for whatever can be known before anything runs."""
     body.check()
-    conversation, template_args = body.conversation(), body.template_args()
+    turns, template_args = await conversation(body), body.template_args()
     calls = _Calls(gateway, body, request_id, received, timeout_s)
     scope = gateway.cache_scope(body.kvmesh.tenant)
-    prompt = await calls.model.tokenizer.encode_chat(conversation, template_args, scope)
+    prompt = await calls.model.tokenizer.encode_chat(turns, template_args, scope)
     ignored = [] if calls.hold_calls(body) else ["strict"]
     if body.metadata and not body.store:
         ignored.append("metadata")

@@ -309,10 +309,8 @@ class Session:
         self._metrics.output_tokens.inc(self.output_tokens)
         self._metrics.isl.observe(len(self.call.token_ids))
         self._metrics.osl.observe(self.output_tokens)
-        cached = self.attempt.cached
-        for tier, counter in self._metrics.cached_by_tier.items():
-            if tokens := getattr(cached, tier):
-                counter.inc(tokens)
+        for tier, tokens in self.attempt.cached.ListFields():
+            self._metrics.cached_by_tier[tier.name].inc(tokens)
 
     def _settle(self, charge: Charge) -> None:
         charge.settle(

@@ -70,10 +70,11 @@ class Outlet(Protocol):
 
 
 class TextAnswer:
-    """The text of one answer."""
+    """The text of one answer, of that number in its request."""
 
-    def __init__(self, session: Session, options: TextOptions) -> None:
+    def __init__(self, session: Session, options: TextOptions, number: int = 0) -> None:
         self.session = session
+        self._number = number
         self._options = options
         reading, stops = options.reading, list(options.stops)
         self._model = session.call.model.tokenizer.text
@@ -102,30 +103,31 @@ class TextAnswer:
     def reasoning_tokens(self) -> int:
         return self._stream.reasoning_tokens
 
-    async def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[Delta]:
-        """The answer as it comes; starts the session, and ends it. Ends at a stop string, engines cancelled.
+    async def deltas(self, outlet: Outlet | None = None) -> AsyncGenerator[tuple[int, Delta]]:
+        """The answer as it comes, with its number; starts the session, and ends it.
 
-        What `outlet` takes does not come here. Raises KvmeshError when the answer cannot be completed.
+        Ends at a stop string, engines cancelled. What `outlet` takes does not come here.
+        Raises KvmeshError when the answer cannot be completed.
         """
-        session, options = self.session, self._options
+        session, options, number = self.session, self._options, self._number
         # Scored text is shown later than it is written, which is too much to do on the way.
         take = partial(self._take, outlet) if outlet is not None and not self._scored else None
         await session.start()
         if options.echo is not None:
-            yield self._prompt(options.echo)
+            yield number, self._prompt(options.echo)
         if options.silent:
             self.close()
-            yield Delta(finish_reason="length")
+            yield number, Delta(finish_reason="length")
             return
         while not session.finished:
             delta = self._feed(await session.next(take))
             if delta is not None:
-                yield delta
+                yield number, delta
             if self._over:
                 break
         delta = self._end()
         self.close()
-        yield delta
+        yield number, delta
 
     def close(self) -> None:
         """End the session; idempotent."""

@@ -58,8 +58,8 @@ class Charge:
     def _add_cached(self, used: Used, cached: CachedTokens) -> None:
         """Of the part of the prompt that this answer pays for."""
         left = self._prompt_tokens
-        for tier in ("device", "host", "nvme", "network"):
-            tokens = min(getattr(cached, tier), left)
+        for tier, found in cached.ListFields():
+            tokens = min(found, left)
             left -= tokens
             used.cached_tokens += tokens
-            setattr(used, f"cached_{tier}_tokens", tokens)
+            setattr(used, f"cached_{tier.name}_tokens", tokens)

@@ -46,7 +46,8 @@ class Used:
 
     def add(self, other: Used) -> None:
         for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            if more := getattr(other, name):
+                setattr(self, name, getattr(self, name) + more)
 
 
 _COUNTS = tuple(field.name for field in fields(Used))
