@@ -6,7 +6,7 @@ Both are names: a capability's as people write it, e.g. `constrain`, and `adapte
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.v1.common_pb2 import (
@@ -31,7 +31,7 @@ _ADAPTER = "adapter:"
 
 
 # Asked for every request.
-@cache
+@lru_cache(256)
 def capability_name(capability: Capability) -> str:
     """As people write it; one of a later version has its number for a name."""
     if capability not in Capability.values():
