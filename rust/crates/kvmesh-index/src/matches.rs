@@ -13,6 +13,7 @@ use crate::{
     line::low_bits,
     piece::Piece,
     sync::Arc,
+    walk::Start,
 };
 
 /// How far one engine's cached prefix reaches.
@@ -31,7 +32,7 @@ pub struct Matches {
     holders: Arc<Holders>,
     walk: Walk,
     entries: Vec<(Key, u64)>,
-    parting: usize,
+    start: Start,
 }
 
 /// The answer, and what is needed on the way.
@@ -126,10 +127,10 @@ impl Matches {
             holders,
             walk,
             entries,
-            parting,
+            start,
         } = self;
         walk.start(holders);
-        blocks.walk(hashes, entries, parting, |piece| {
+        blocks.walk(hashes, entries, start, |piece| {
             let goes_on = walk
                 .on_devices(&piece)
                 .unwrap_or_else(|| walk.in_all_tiers(&piece, holders));
