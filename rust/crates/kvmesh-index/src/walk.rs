@@ -11,7 +11,7 @@ use crate::{
     cover::Key,
     line::{LINE_WORDS, low_bits},
     piece::Piece,
-    run::{Place, RUN_BLOCKS, Run, Shape},
+    run::{Place, RUN_BLOCKS, Run, Shape, lines_for},
     table::Table,
 };
 
@@ -113,7 +113,8 @@ impl Blocks {
         // The start's memory is fetched while the prompt's is.
         if let Some((place, shape)) = start.place {
             self.runs.expect(place.run(), 1);
-            self.lines.expect(shape.hashes(), 1);
+            let lines = lines_for(start.parting).min(shape.lines());
+            self.lines.expect(shape.hashes(), lines);
         }
         let table = self.table.load();
         let mut now = self.budget.max().map(|_| self.now());
