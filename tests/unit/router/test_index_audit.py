@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from fixtures.holders import Holder, Members, worker_info
+from fixtures.holders import Holder, Members, is_live, worker_info
 from fixtures.nats import NatsServer
 from fixtures.waiting import eventually
 from kvmesh.cli.index_audit import Audit, Comparison, Result
@@ -81,7 +81,7 @@ class World:
         await self.router.start()
         self.registered["w"] = await self.worker.serve()
         self.join(self.router)
-        await eventually(lambda: self.publisher.connected and self.feed.is_live("w"))
+        await eventually(lambda: self.publisher.connected and is_live(self.feed, "w"))
 
     def join(self, router: Router) -> None:
         router.members.put(worker_info("w", address=self.registered["w"]))
@@ -173,7 +173,7 @@ async def test_a_silent_divergence_lives_less_than_five_seconds(world: World) ->
     world.index.store(0, [0xABC])
 
     def right() -> bool:
-        return world.index.digest(0) == read_digest(truth) and world.feed.is_live("w")
+        return world.index.digest(0) == read_digest(truth) and is_live(world.feed, "w")
 
     assert not right()
     await eventually(right, 5.0)
@@ -189,7 +189,7 @@ async def test_what_was_forgotten_at_the_cap_is_no_divergence(nats: NatsServer) 
             world.worker.store(range(start, start + 1000))
         await eventually(lambda: world.worker.publication.sequence == world.feed.holders()[0].sequence)
         assert world.feed.divergences_total == 0
-        assert world.feed.is_live("w")
+        assert is_live(world.feed, "w")
         found = await world.verify()
         assert found.result is Result.CAPPED
         assert found.fine
@@ -213,7 +213,7 @@ async def test_blocks_too_many_are_a_divergence_also_after_the_cap(nats: NatsSer
         world.index.store(0, range(100, 100 + extra))
         world.worker.store([3])
         await eventually(lambda: world.feed.divergences_total == 1)
-        await eventually(lambda: world.feed.is_live("w"))
+        await eventually(lambda: is_live(world.feed, "w"))
         assert sorted(world.index.blocks(0).tolist()) == [1, 2, 3]
     finally:
         await world.close()
@@ -333,7 +333,7 @@ async def test_a_router_that_starts_reads_a_million_blocks(world: World) -> None
     # The ring of batches does not reach back to the first.
     second = await world.add_router()
     world.join(second)
-    await eventually(lambda: second.feed.is_live("w"), 20)
+    await eventually(lambda: is_live(second.feed, "w"), 20)
     assert second.feed.blocks_of("w") == 1_000_000
     (wanted,) = world.worker.publication._digests()
     assert second.index.digest(0) == read_digest(wanted)

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from fixtures.holders import Holder, Members, worker_info
+from fixtures.holders import Holder, Members, is_live, worker_info
 from fixtures.nats import NatsServer
 from fixtures.waiting import eventually
 from kvmesh.common.bus import Bus
@@ -58,7 +58,7 @@ class World:
         self.holders.append(holder)
         if join:
             self.join(holder)
-            await eventually(lambda: self.feed.is_live(worker_id))
+            await eventually(lambda: is_live(self.feed, worker_id))
         return holder
 
     def join(self, holder: Holder) -> None:
@@ -73,7 +73,7 @@ class World:
     def equal(self) -> bool:
         """Whether the index holds exactly each holder's blocks."""
         return all(
-            self.feed.is_live(holder.id)
+            is_live(self.feed, holder.id)
             and self.feed.blocks_of(holder.id) == len(holder.blocks)
             and all(
                 match(self.feed, [block]).get(holder.id, (0,))[0] == 1
@@ -151,7 +151,7 @@ async def test_behind_a_gap_the_index_is_what_the_worker_had(world: World) -> No
     worker.remove([2])
     worker.store([3])
     await eventually(lambda: world.feed.behind() == 2)
-    assert not world.feed.is_live("a")
+    assert not is_live(world.feed, "a")
     assert match(world.feed, [1, 2]) == {"a": (2, 2, 2, 2)}
     assert match(world.feed, [3]) == {}, "no batch is applied without the one before it"
     await worker.serve(worker.server.port)
@@ -191,7 +191,7 @@ async def test_batches_of_a_former_life_are_void(world: World) -> None:
     world.publisher.publish("kvmesh.kv.a", batch.SerializeToString())
     await asyncio.sleep(0.1)
     assert match(world.feed, [5]) == {}
-    assert world.feed.is_live("a")
+    assert is_live(world.feed, "a")
 
 
 async def test_a_worker_that_leaves_is_dropped(world: World) -> None:
@@ -222,7 +222,7 @@ async def test_snapshots_are_tried_until_they_come(world: World) -> None:
     world.join(worker)
     worker.store([3])
     await asyncio.sleep(0.3)
-    assert not world.feed.is_live("a")
+    assert not is_live(world.feed, "a")
     assert match(world.feed, [1]) == {}
     await worker.serve(port)
     await eventually(world.equal)
@@ -236,7 +236,7 @@ async def test_a_first_batch_needs_no_snapshot(world: World) -> None:
     worker.store([1])
     worker.store([2])
     await eventually(lambda: world.feed.blocks_of("a") == 2)
-    assert world.feed.is_live("a")
+    assert is_live(world.feed, "a")
 
 
 async def test_a_snapshot_of_another_life_is_refused(world: World) -> None:
@@ -249,11 +249,11 @@ async def test_a_snapshot_of_another_life_is_refused(world: World) -> None:
     world.join(worker)
     worker.publication = first
     await eventually(lambda: worker.snapshots >= 2)
-    assert not world.feed.is_live("a")
+    assert not is_live(world.feed, "a")
     assert match(world.feed, [1]) == {}
     worker.restart()
     world.join(worker)
-    await eventually(lambda: world.feed.is_live("a"))
+    await eventually(lambda: is_live(world.feed, "a"))
 
 
 async def test_stores_serve_the_engines_of_their_node(world: World) -> None:
@@ -280,14 +280,14 @@ async def test_the_configured_store_is_watched(world: World) -> None:
     await world.start()
     await world.worker("a")
     store.store([1, 2])
-    await eventually(lambda: world.feed.is_live("kvbm-0"))
+    await eventually(lambda: is_live(world.feed, "kvbm-0"))
     store.store([3], parent=2)
     await eventually(lambda: match(world.feed, [1, 2, 3]) == {"a": (0, 3, 3, 3)})
     await store.stop()
     await eventually(lambda: match(world.feed, [1]) == {})
     store.restart()
     await store.serve(port)
-    await eventually(lambda: world.feed.is_live("kvbm-0"))
+    await eventually(lambda: is_live(world.feed, "kvbm-0"))
     store.store([9])
     await eventually(lambda: match(world.feed, [9]) == {"a": (0, 1, 1, 1)})
     await world.feed.close()
@@ -303,7 +303,7 @@ async def test_wrong_tiers_and_garbage_do_no_harm(world: World) -> None:
     worker.store([1])
     await eventually(lambda: match(world.feed, [1]) == {"a": (1, 1, 1, 1)})
     assert match(world.feed, [5]) == {}
-    assert world.feed.is_live("a")
+    assert is_live(world.feed, "a")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,6 +9,8 @@ mod error;
 mod hash;
 mod namespace;
 mod set_digest;
+#[cfg(target_arch = "x86_64")]
+mod sha_x86;
 mod tier;
 
 pub use block::{BlockHash, Digest};

@@ -10,10 +10,8 @@ use crossbeam_utils::CachePadded;
 use kvmesh_core::SetDigest;
 
 use crate::{
-    cover::Key,
     holders::Slot,
-    line::{LINE_WORDS, Line, low_bits},
-    piece::Piece,
+    line::Line,
     pool::{Budget, Pool},
     run::{Hashes, Place, Run, Shape},
     sync::{
@@ -33,9 +31,6 @@ pub(crate) enum Short {
 
 /// What a slot holds.
 type Tally = Mutex<SetDigest>;
-
-/// Equal blocks of a run after which a match is likely to pass all of it.
-const NEAR: usize = 2 * LINE_WORDS;
 
 /// Tallies allocated together.
 const TALLIES: usize = 64;
@@ -76,10 +71,10 @@ pub(crate) struct Turn<'a> {
 
 /// Where a block lies: a run, what its positions meant, and the block's.
 pub(crate) struct Found<'a> {
-    run: &'a Run,
-    shape: Shape,
-    hashes: Hashes<'a>,
-    offset: usize,
+    pub run: &'a Run,
+    pub shape: Shape,
+    pub hashes: Hashes<'a>,
+    pub offset: usize,
 }
 
 /// A run under its lock.
@@ -139,102 +134,6 @@ impl Blocks {
         &group[slot.index() % TALLIES]
     }
 
-    /// Visits `hashes` piece by piece, a piece being blocks that lie together in one run. Stops at an
-    /// unknown block or when `visit` returns false. `parting` is where the last walk left its first run: prompts mostly
-    /// part from one another at the same place, behind the start that they have in common.
-    #[inline]
-    pub fn walk(
-        &self,
-        hashes: &[u64],
-        entries: &mut Vec<(Key, u64)>,
-        parting: &mut usize,
-        mut visit: impl FnMut(Piece<'_>) -> bool,
-    ) {
-        let table = self.table.load();
-        let mut now = self.budget.max().map(|_| self.now());
-        // It is fetched while the first run is read.
-        table.expect(hashes.get(*parting..=*parting).unwrap_or(&[]));
-        let mut rest = hashes;
-        let mut last: Option<&Run> = None;
-        let mut is_first = true;
-        while let Some(&hash) = rest.first() {
-            let next = last.take().and_then(|run| self.next(run, hash));
-            let Some(found) = next.or_else(|| self.find(&table, hash, Shape::len)) else {
-                return;
-            };
-            let Found {
-                run,
-                shape,
-                hashes,
-                offset,
-            } = found;
-            let len = shape.len();
-            let near = len.min(offset + NEAR);
-            let mut count = hashes.common(offset, near, rest);
-            if offset + count == near {
-                self.expect(&table, run, rest.get(len - offset..).unwrap_or(&[]));
-                count += hashes.common(near, len, &rest[count..]);
-            }
-            entries.clear();
-            if count == 0
-                || !run
-                    .cover
-                    .read(&self.lines, offset, low_bits(count), entries)
-                || !run.still(shape)
-            {
-                continue; // the run has changed its shape; look again where the block is
-            }
-            if let Some(now) = &mut now {
-                if run.touched() < *now {
-                    run.touch(*now);
-                }
-                *now -= 1;
-            }
-            let piece = Piece {
-                entries,
-                offset,
-                count,
-            };
-            if !visit(piece) {
-                return;
-            }
-            if is_first {
-                *parting = count;
-                is_first = false;
-            }
-            rest = &rest[count..];
-            last = Some(run);
-        }
-    }
-
-    /// Brings what the next steps read into the cache while this one goes on, for all of a match's time is waiting for
-    /// memory: the hashes of the run behind `run`, and the head of the one behind that. `rest` starts behind `run`.
-    #[inline]
-    fn expect(&self, table: &Table, run: &Run, rest: &[u64]) {
-        let Some(&hash) = rest.first() else { return };
-        let Some(next) = run.next(hash).and_then(|id| self.run(id)) else {
-            table.expect(&[hash]);
-            return;
-        };
-        let shape = next.shape();
-        self.expect_lines(shape);
-        if let Some(behind) = rest.get(shape.len()).and_then(|&hash| next.next(hash)) {
-            self.runs.expect(behind);
-        }
-    }
-
-    /// Where a block lies, if in a run that the last one has in mind.
-    #[inline]
-    fn next(&self, last: &Run, hash: u64) -> Option<Found<'_>> {
-        self.look(Place::new(last.next(hash)?, 0), hash, Shape::len)
-    }
-
-    /// Where a block lies, below an end that `end` takes from the run's shape.
-    #[inline]
-    fn find(&self, table: &Table, hash: u64, end: impl Fn(Shape) -> usize) -> Option<Found<'_>> {
-        table.find(hash, |place| self.look(place, hash, &end))
-    }
-
     /// The run that `place` names if the block lies there, below an end that `end` takes from its shape. What is found
     /// counts only if the run still has this shape when it was read.
     #[inline]
@@ -276,7 +175,7 @@ impl Blocks {
     pub(crate) fn expect_run(&self, table: &Table, hashes: &[u64]) {
         let place = hashes.first().and_then(|&hash| table.find(hash, Some));
         if let Some(place) = place {
-            self.runs.expect(place.run());
+            self.runs.expect(place.run(), 1);
         }
     }
 
@@ -289,10 +188,10 @@ impl Blocks {
         }
     }
 
+    /// Asks for the hashes that a shape names.
     #[inline]
-    fn expect_lines(&self, shape: Shape) {
-        let first = shape.hashes();
-        (first..first + shape.lines() as u32).for_each(|line| self.lines.expect(line));
+    pub(crate) fn expect_lines(&self, shape: Shape) {
+        self.lines.expect(shape.hashes(), shape.lines());
     }
 
     /// Where a block lies or, as writers need to know, is about to.

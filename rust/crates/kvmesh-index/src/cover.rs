@@ -201,6 +201,14 @@ impl Cover {
         Ok(())
     }
 
+    /// Asks for entries that are not beside the run itself.
+    #[inline]
+    pub fn expect(&self, lines: &Pool<Line>) {
+        if usize::from(self.count.load(Relaxed)) > INLINE {
+            lines.expect(self.page.load(Relaxed), 1);
+        }
+    }
+
     /// Adds every entry that may say something about the `wanted` blocks from `offset` on to `into`: a slot's with those
     /// of them that it holds, a group's as it is. False when the run's shape has changed.
     #[inline]

@@ -36,6 +36,7 @@ mod run;
 mod snapshot;
 mod sync;
 mod table;
+mod walk;
 mod write;
 
 // Finding a block reads one line of its run.

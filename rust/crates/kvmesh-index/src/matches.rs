@@ -4,6 +4,8 @@
 //! bits, 64 in a word, and touches an engine of its own only where its prefix ends. From the first piece
 //! with a lower tier on it goes from engine to engine, for each sees other stores.
 
+use std::ops::BitOr;
+
 use kvmesh_core::Tier;
 
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
     line::low_bits,
     piece::Piece,
     sync::Arc,
+    walk::Start,
 };
 
 /// How far one engine's cached prefix reaches.
@@ -31,7 +34,7 @@ pub struct Matches {
     holders: Arc<Holders>,
     walk: Walk,
     entries: Vec<(Key, u64)>,
-    parting: usize,
+    start: Start,
 }
 
 /// The answer, and what is needed on the way.
@@ -126,10 +129,10 @@ impl Matches {
             holders,
             walk,
             entries,
-            parting,
+            start,
         } = self;
         walk.start(holders);
-        blocks.walk(hashes, entries, parting, |piece| {
+        blocks.walk(hashes, entries, start, |piece| {
             let goes_on = walk
                 .on_devices(&piece)
                 .unwrap_or_else(|| walk.in_all_tiers(&piece, holders));
@@ -183,7 +186,7 @@ impl Walk {
             if first {
                 group.seen = group.live;
             } else if group.ended != 0 {
-                raise(depths, group.ended, self.depth);
+                raise(depths, group.ended, self.depth, u32::bitor);
             }
         }
         if partly {
@@ -195,7 +198,7 @@ impl Walk {
                 let ended = group.ended & members;
                 if ended != 0 && depth > 0 {
                     let depths = &mut self.depths[at * GROUP..][..GROUP];
-                    raise(depths, ended, self.depth + depth);
+                    raise(depths, ended, self.depth + depth, u32::max);
                     group.seen |= ended;
                 }
             }
@@ -210,7 +213,7 @@ impl Walk {
         }
         for (group, depths) in self.groups.iter().zip(self.depths.chunks_mut(GROUP)) {
             if group.live != 0 {
-                raise(depths, group.live, self.depth);
+                raise(depths, group.live, self.depth, u32::bitor);
             }
         }
     }
@@ -377,9 +380,10 @@ fn ones(words: impl Iterator<Item = u64>) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Raises the depths that `chosen` names to `depth`.
+/// Raises the depths that `chosen` names to `depth`. `either` is the greater of the two or, where the old ones are 0 as those
+/// of live engines are, what takes fewer instructions.
 #[inline]
-fn raise(depths: &mut [u32], mut chosen: u64, depth: u32) {
+fn raise(depths: &mut [u32], mut chosen: u64, depth: u32, either: impl Fn(u32, u32) -> u32) {
     /// Below so many the ones of a word are raised one by one.
     const FEW: u32 = 16;
     const BITS: [u32; 32] = {
@@ -394,7 +398,7 @@ fn raise(depths: &mut [u32], mut chosen: u64, depth: u32) {
     if chosen.count_ones() < FEW {
         while chosen != 0 {
             let at = chosen.trailing_zeros() as usize;
-            depths[at] = depths[at].max(depth);
+            depths[at] = either(depths[at], depth);
             chosen &= chosen - 1;
         }
         return;
@@ -406,7 +410,7 @@ fn raise(depths: &mut [u32], mut chosen: u64, depth: u32) {
     {
         for (old, bit) in depths.iter_mut().zip(BITS) {
             let new = if half & bit == 0 { 0 } else { depth };
-            *old = (*old).max(new);
+            *old = either(*old, new);
         }
     }
 }

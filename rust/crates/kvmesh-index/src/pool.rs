@@ -96,12 +96,13 @@ impl<T: Default> Pool<T> {
         chunk.get(at..at + count)
     }
 
-    /// Asks for an entry, which is to be read soon.
+    /// Asks for `count` entries, which are to be read soon.
     #[inline]
-    pub fn expect(&self, entry: u32) {
-        let chunk = self.chunks.get(entry as usize >> self.chunk_bits);
+    pub fn expect(&self, first: u32, count: usize) {
+        let chunk = self.chunks.get(first as usize >> self.chunk_bits);
         if let Some(chunk) = chunk.and_then(OnceLock::get) {
-            prefetch_index(chunk, entry as usize & ((1 << self.chunk_bits) - 1));
+            let at = first as usize & ((1 << self.chunk_bits) - 1);
+            (at..at + count).for_each(|at| prefetch_index(chunk, at));
         }
     }
 

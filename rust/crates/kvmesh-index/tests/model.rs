@@ -32,6 +32,8 @@ mod run;
 mod sync;
 #[path = "../src/table.rs"]
 mod table;
+#[path = "../src/walk.rs"]
+mod walk;
 #[path = "../src/write.rs"]
 mod write;
 

@@ -1,17 +1,20 @@
 //! What a match answers, as a dict.
 
-use kvmesh_index::Matches;
+use kvmesh_index::{Match, Matches};
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyTuple},
+    types::{PyDict, PyInt, PyTuple},
 };
 
 /// The last answer. The next one mostly names the same engines; then copying its dict and replacing what differs
 /// takes a fraction of the time of a new dict.
 #[derive(Default)]
 pub struct Answer {
-    engines: Vec<u32>,
-    depths: Vec<[u32; 4]>,
+    last: Vec<Match>,
+    /// Memory for the next.
+    found: Vec<Match>,
+    /// The last one's engines.
+    keys: Vec<Py<PyInt>>,
     dict: Option<Py<PyDict>>,
 }
 
@@ -22,30 +25,38 @@ impl Answer {
         py: Python<'py>,
         matches: &Matches,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let engines = || matches.iter().map(|found| found.engine.get());
-        if !engines().eq(self.engines.iter().copied()) {
+        self.found.clear();
+        matches.iter().for_each(|found| self.found.push(found));
+        let is_known = self.found.len() == self.last.len()
+            && self
+                .found
+                .iter()
+                .zip(&self.last)
+                .fold(true, |same, (one, other)| {
+                    same & (one.engine == other.engine)
+                });
+        if !is_known {
+            let key = |found: &Match| found.engine.get().into_pyobject(py).map(Bound::unbind);
+            let keys = self.found.iter().map(key);
+            self.keys = keys.collect::<Result<_, _>>()?;
             self.dict = None;
-            self.engines.clear();
-            self.engines.extend(engines());
-            self.depths.clear();
-            self.depths.resize(self.engines.len(), [u32::MAX; 4]);
         }
         let dict = self.dict.get_or_insert_with(|| PyDict::new(py).unbind());
         let dict = dict.bind(py);
         // Engines that see a common start and no more are many, and their tuples equal.
-        let mut last: Option<([u32; 4], Bound<'py, PyTuple>)> = None;
-        for (old, found) in self.depths.iter_mut().zip(matches.iter()) {
-            if *old == found.depths {
+        let mut tuple: Option<([u32; 4], Bound<'py, PyTuple>)> = None;
+        for (at, (found, key)) in self.found.iter().zip(&self.keys).enumerate() {
+            if is_known && self.last[at].depths == found.depths {
                 continue;
             }
-            let tuple = match last.take() {
+            let value = match tuple.take() {
                 Some((depths, tuple)) if depths == found.depths => tuple,
                 _ => PyTuple::new(py, found.depths)?,
             };
-            dict.set_item(found.engine.get(), &tuple)?;
-            *old = found.depths;
-            last = Some((found.depths, tuple));
+            dict.set_item(key.bind(py), &value)?;
+            tuple = Some((found.depths, value));
         }
+        std::mem::swap(&mut self.last, &mut self.found);
         dict.copy()
     }
 }

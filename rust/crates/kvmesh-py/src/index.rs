@@ -179,11 +179,13 @@ impl PyPrefixIndex {
                 let error = format!("need {} rows, got {rows}", matches.len());
                 return Err(PyValueError::new_err(error));
             }
-            let rows = engines.iter_mut().zip(depths.chunks_exact_mut(4));
-            for ((engine, depths), found) in rows.zip(matches.iter()) {
-                *engine = found.engine.get();
-                depths.copy_from_slice(&found.depths);
-            }
+            let mut rows = engines.iter_mut().zip(depths.chunks_exact_mut(4));
+            matches.iter().for_each(|found| {
+                if let Some((engine, depths)) = rows.next() {
+                    *engine = found.engine.get();
+                    depths.copy_from_slice(&found.depths);
+                }
+            });
             Ok(matches.len())
         })
     }

@@ -179,11 +179,6 @@ class IndexFeed:
                     found = (elsewhere[holder.node], depth)
         return found
 
-    def is_live(self, holder_id: str) -> bool:
-        """Whether a holder's part of the index is complete."""
-        holder = self._holders.get(holder_id)
-        return holder is not None and holder.stream.live
-
     def behind(self) -> int:
         """Batches known to exist and not applied, over all holders."""
         return sum(holder.stream.behind for holder in self._holders.values())
