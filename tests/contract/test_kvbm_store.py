@@ -39,6 +39,26 @@ def server(tmp_path: Path) -> Iterator[StoreServer]:
     server.stop()
 
 
+def test_tenants_have_shares_where_weights_are_given(tmp_path: Path) -> None:
+    path, size = str(tmp_path / "kvbm.sock"), 2 * MIB
+    with pytest.raises(ValueError, match=r"acme.*kvbm\.tenant_weights"):
+        StoreServer(path, size, str(tmp_path), tenant_weights={"acme": 0.0})
+    server = StoreServer(path, size, str(tmp_path), "lru", tenant_weights={"acme": 3.0})
+    pool = Pool(8, 1)
+    client = StoreClient(path, **NAMESPACE, engine=1, timeout_s=5)
+    client.connect()
+    full = set()
+    for number in range(40):
+        for tenant, first in (("acme", 0), ("rival", 1_000_000)):
+            blocks = chain(8, first + 100 * number)
+            full.add(client.offload(None, blocks, pool.pages, list(range(8)), tenant)[2])
+    held = server.tenant_bytes()
+    assert full == {0}
+    assert held["acme"] > 2 * held["rival"] > 0
+    client.close()
+    server.stop()
+
+
 async def stats(channel: grpc.aio.Channel) -> Any:
     return await KvbmServiceStub(channel).GetStats(GetStatsRequest(), timeout=5)
 

@@ -348,12 +348,32 @@ def test_a_parent_is_told_to_the_store(store: StoreServer, link: Link, kit: Kit)
     linker = link(kit.mha())
     chain = keys("a", 4)
     assert offload(linker, kit.transfer(chain[:2]))
-    linker.parent_of_next = chain[1]
+    linker.next_chain.parent = chain[1]
     assert offload(linker, kit.transfer(chain[2:], 2))
-    assert linker.parent_of_next is None
+    assert linker.next_chain.parent is None
     numbers = [int(key[:16], 16) for key in chain]
     changes = store.drain_changes()
     assert changes == [("stored", None, numbers)]
+
+
+def test_the_tenant_of_the_salt_is_told_to_the_store(
+    socket: str, tmp_path: Path, link: Link, kit: Kit
+) -> None:
+    server = StoreServer(socket, 4 << 20, str(tmp_path), tenant_weights={"*": 1.0})
+    try:
+        linker = link(kit.mha())
+        for name, salt in (("a", "tenant:acme/adapter:terse"), ("b", None)):
+            core = SimpleNamespace(prefetch_anchor_info=lambda node_id, salt=salt: (None, salt))
+            cache = SimpleNamespace(get_prefix_hash_values=lambda node_id: [], tree_core=core)
+            wrapper = SimpleNamespace(cache=cache, cache_linker=linker)
+            transfers = kit.transfer(keys(name, 2))
+            kit.sg.linker._note_chain(wrapper, 7, transfers)
+            assert offload(linker, transfers)
+        held = server.tenant_bytes()
+        assert set(held) == {"acme", ""}
+        assert held["acme"] == held[""] > 0
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("case", ["swa", "subclass"])

@@ -3,7 +3,8 @@
 //! * [`tiers`] holds the contract of a tier and its implementations.
 //! * [`block`] is a block's life in types: reserved, filled, registered and leased, weak. Only a whole block can be
 //!   registered, only a registered one leased, and every step undoes itself when it is dropped.
-//! * [`image`] is a block as bytes: a header that proves what it is, then the segments it checks.
+//! * [`image`] is a block as bytes: a header that proves what it is, then the segments it checks; `slot` is the order
+//!   in which processes read and write them in shared memory.
 //! * [`control`] joins the process that owns the tiers and the engines of its node: requests over a unix socket, bytes
 //!   through shared memory.
 //! * [`store`] makes one of a node's tiers; [`embedded`] is that within one process, block by block.
@@ -21,7 +22,9 @@ pub mod journal;
 pub mod latency;
 mod namespace;
 mod pages;
+mod slot;
 pub mod store;
+mod sync;
 pub mod tiers;
 
 pub use kvmesh_eviction as eviction;

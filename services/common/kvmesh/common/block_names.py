@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from kvmesh.core import namespace_seed
+
+# A model's salt may come before it, an adapter behind it.
+_TENANT = re.compile(r"(?:^|/)tenant:(.+?)(?:/adapter:.*)?$")
+
+
+def cache_salt_of(model_salt: str, tenant: str) -> str:
+    """What keeps a tenant's blocks apart, and a model's; empty for nobody's of a model that has none."""
+    return "/".join(part for part in (model_salt, f"tenant:{tenant}" if tenant else "") if part)
+
+
+def tenant_of_salt(salt: str) -> str:
+    """Whose blocks of this salt are; empty: nobody's."""
+    found = _TENANT.search(salt)
+    return found[1] if found else ""
 
 
 # Asked for every request, and most have the same.

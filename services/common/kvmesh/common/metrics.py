@@ -278,6 +278,11 @@ class KvbmMetrics:
         self.engines = Gauge(f"{p}_engines", "engines connected")
         self.pins = Gauge(f"{p}_pins", "pins held")
         self.pinned_bytes = Gauge(f"{p}_pinned_bytes", "bytes of pinned blocks")
+        self.tenant_bytes = Gauge(
+            f"{p}_tenant_bytes",
+            "bytes of the host tier each tenant holds, where tenants have shares",
+            ["tenant"],
+        )
         self.nvme_up = Gauge(f"{p}_nvme_up", "whether the nvme tier works")
         self.nvme_coming = Gauge(f"{p}_nvme_coming", "blocks to be read back now")
         self.nvme_waiting = Gauge(

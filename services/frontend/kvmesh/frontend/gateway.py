@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from kvmesh.common.block_names import cache_salt_of
 from kvmesh.common.config import Config, FrontendConfig
 from kvmesh.frontend.mesh.mesh import Mesh
 from kvmesh.frontend.models import Model, Models
@@ -27,7 +28,7 @@ from kvmesh.frontend.store.sqlite import SqliteStore
 from kvmesh.frontend.stored_chats import StoredChats
 from kvmesh.frontend.tenants.charge import WHOLE, Charge, Share
 from kvmesh.frontend.tenants.contract import CALLER, Caller
-from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
+from kvmesh.frontend.tenants.identity import priority_of, tenant_of
 from kvmesh.frontend.tenants.tenants import Tenants
 from kvmesh.v1.engine_pb2 import SamplingParams
 from kvmesh.v1.router_pb2 import ReturnHint

@@ -60,6 +60,8 @@ class Exposition:
         pins, pinned_bytes = self._store.pinned
         exported.pins.set(pins)
         exported.pinned_bytes.set(pinned_bytes)
+        for tenant, held in self._store.tenant_bytes().items():
+            exported.tenant_bytes.labels(tenant).set(held)
         for tier in self._store.tiers:
             now = self._store.stats(tier)
             exported.capacity_bytes.labels(tier).set(now["capacity_bytes"])

@@ -107,6 +107,7 @@ def _open(socket: str, settings: KvbmConfig) -> StoreServer:
             settings.host_bytes,
             settings.shm_dir,
             settings.eviction,
+            tenant_weights=settings.tenant_weights or None,
             nvme_path=nvme.path or None,
             nvme_bytes=nvme.capacity,
             nvme_bytes_per_day=nvme.bytes_per_day or None,

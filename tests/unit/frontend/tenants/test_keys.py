@@ -12,7 +12,7 @@ from fixtures.tenants import NOON, Clock, new_key
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.tenants.contract import CALLER, Caller, Key, Secret, digest_of, issue, issued_id
 from kvmesh.frontend.tenants.gate import duration
-from kvmesh.frontend.tenants.identity import cache_salt_of, priority_of, tenant_of
+from kvmesh.frontend.tenants.identity import priority_of, tenant_of
 from kvmesh.frontend.tenants.ring import KeyRing, read_file
 from kvmesh.frontend.tenants.usage import Used, entries_of, key_of, sums
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -132,8 +132,6 @@ def test_who_somebody_is_and_may_say_to_be() -> None:
         tenant_of(caller, "rival")
     assert [priority_of(caller, wish) for wish in (0, 1, 2, 9, -5)] == [2, 1, 2, 2, -5]
     assert priority_of(CALLER.get(), 9) == 9
-    assert cache_salt_of("", "") == ""
-    assert cache_salt_of("", "a") != cache_salt_of("", "b") != cache_salt_of("m", "b")
 
 
 @pytest.mark.parametrize(

@@ -7,28 +7,28 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvmesh_core::Digest;
 use parking_lot::Mutex;
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 
+use super::lease::ClientLease;
 use super::wire::{FULL, PRESENT, Request, Response, VERSION, read_frame};
 use crate::arena::Arena;
 use crate::copy::Pages;
 use crate::error::{Error, Result};
 use crate::eviction::Hints;
-use crate::image::{FAILED, LIVE, Layout};
+use crate::image::Layout;
 use crate::namespace::Namespace;
+use crate::slot;
 use crate::store::Found;
-use crate::tiers::Origins;
 
 /// Slots reserved at a time: few enough that an engine which dies or stalls holds little.
 const RESERVED_AT_ONCE: usize = 64;
-/// The least time a block on its way from a lower tier is waited for, and how often it is looked at.
+/// The least time a block on its way from a lower tier is waited for.
 const ARRIVAL: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_micros(50);
 /// The least time a store has to greet: it maps an arena, and nobody's request waits for it.
 const GREETING: Duration = Duration::from_secs(2);
 
@@ -56,9 +56,9 @@ pub struct Offloaded {
     pub full: usize,
 }
 
-struct Connection {
+pub(super) struct Connection {
     socket: Mutex<BufReader<UnixStream>>,
-    arena: Arena,
+    pub(super) arena: Arena,
     broken: AtomicBool,
 }
 
@@ -134,6 +134,18 @@ impl StoreClient {
         pages: &Pages,
         ids: &[u32],
     ) -> Result<Offloaded> {
+        self.offload_for("", parent, chain, pages, ids)
+    }
+
+    /// The same of blocks of a tenant, whose share of the store they count to.
+    pub fn offload_for(
+        &self,
+        tenant: &str,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+        pages: &Pages,
+        ids: &[u32],
+    ) -> Result<Offloaded> {
         self.check(chain, pages, ids)?;
         let connection = self.connected()?;
         let mut parent = parent.copied();
@@ -143,7 +155,7 @@ impl StoreClient {
             .zip(ids.chunks(RESERVED_AT_ONCE))
         {
             let Response::Rooms { slots } =
-                connection.call(&Request::reserve(parent.as_ref(), chain))?
+                connection.call(&Request::reserve(tenant, parent.as_ref(), chain))?
             else {
                 return Err(Error::Protocol("not an answer to a reservation"));
             };
@@ -252,16 +264,12 @@ impl StoreClient {
         if !arena.contains(slot, self.layout.slot_bytes()) {
             return Err(Error::Protocol("a slot outside the arena"));
         }
-        let segments = self.layout.segments().iter().enumerate();
-        let checksums: Vec<u64> = segments
-            .map(|(number, segment)| {
-                let target = arena.at(slot + segment.offset as u64, segment.bytes);
-                // SAFETY: `at` checked the bounds, and the store gave this slot to this connection alone. The pages
-                // are those `Pages::new`'s caller vouches for.
-                unsafe { pages.copy_to(id, number, target) }
-            })
-            .collect();
-        arena.write(slot, &self.layout.encode_header(digest, &checksums));
+        slot::fill(arena, slot, &self.layout, digest, |number, at| {
+            let target = arena.at(at, self.layout.segments()[number].bytes);
+            // SAFETY: `at` checked the bounds, and the store gave this slot to this connection alone. The pages
+            // are those `Pages::new`'s caller vouches for.
+            unsafe { pages.copy_to(id, number, target) }
+        });
         Ok(())
     }
 }
@@ -297,7 +305,7 @@ impl Connection {
         }
     }
 
-    fn call(&self, request: &[u8]) -> Result<Response> {
+    pub(super) fn call(&self, request: &[u8]) -> Result<Response> {
         let mut socket = self.socket.lock();
         if self.is_broken() {
             return Err(Error::Disconnected("the connection has failed".into()));
@@ -328,7 +336,7 @@ impl Connection {
     }
 
     /// Looks whether the store hung up. While a call is under way, that call finds out.
-    fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         if let Some(socket) = self.socket.try_lock() {
             let mut byte = [MaybeUninit::<u8>::uninit(); 1];
             let peeked = recv(
@@ -364,128 +372,4 @@ fn receive_with_descriptor(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<O
         _ => None,
     });
     Ok((bytes, descriptor))
-}
-
-/// Blocks that stay in the arena until this is dropped, even if the store dies meanwhile.
-pub struct ClientLease {
-    connection: Arc<Connection>,
-    layout: Arc<Layout>,
-    /// None: released, or never granted.
-    id: Option<u64>,
-    chain: Vec<Digest>,
-    slots: Vec<u64>,
-    /// Places of blocks that were on their way when they were leased.
-    coming: Vec<u32>,
-    origins: Origins,
-    /// They are waited for so long.
-    patience: Duration,
-    /// Of all segments of all blocks, from the headers; empty until the first load.
-    checksums: Vec<u64>,
-    corrupt: Vec<u32>,
-}
-
-impl ClientLease {
-    /// Blocks leased.
-    pub fn blocks(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Of these, those that came up from a lower tier and that no engine has read since.
-    pub fn origins(&self) -> Origins {
-        self.origins
-    }
-
-    /// Copies segments `first..end` of all leased blocks into `pages`, whose `ids` are in chain order, and verifies
-    /// them. The first call waits for blocks on their way; it fails with `Lost` if one does not come. After an error the
-    /// pages' contents are not to be used.
-    pub fn load(&mut self, pages: &Pages, ids: &[u32], first: usize, end: usize) -> Result<()> {
-        let segments = self.layout.segments().len();
-        if ids.len() != self.slots.len() || first > end || end > segments {
-            return Err(Error::Invalid("the load does not fit the lease".into()));
-        }
-        pages
-            .check(self.layout.segments(), ids)
-            .map_err(|error| Error::Invalid(error.to_string()))?;
-        if self.checksums.is_empty() {
-            self.wait_for_coming()?;
-            self.read_headers()?;
-        }
-        for (index, (&slot, &id)) in self.slots.iter().zip(ids).enumerate() {
-            for number in first..end {
-                let segment = self.layout.segments()[number];
-                let source = self
-                    .connection
-                    .arena
-                    .at(slot + segment.offset as u64, segment.bytes);
-                // SAFETY: `at` checked the bounds, and while the lease lasts nobody writes the slot; a store that has
-                // died cannot give it to anyone. The pages are those `Pages::new`'s caller vouches for.
-                let arrived = unsafe { pages.copy_from(id, number, source) };
-                if arrived != self.checksums[index * segments + number] {
-                    self.corrupt.push(index as u32);
-                    return Err(Error::Corrupt {
-                        digest: self.chain[index],
-                        what: "segment",
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets go of the blocks and tells the store of corrupt ones. Nothing can be loaded any more. A store that is
-    /// gone has released them already.
-    pub fn release(&mut self) {
-        if let Some(id) = self.id.take() {
-            // Only a lost connection can fail this, and losing it releases the lease.
-            let _ = self.connection.call(&Request::release(id, &self.corrupt));
-        }
-        self.slots.clear();
-        self.checksums.clear();
-    }
-
-    fn wait_for_coming(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        while let Some(&place) = self.coming.last() {
-            let index = place as usize;
-            let (Some(&slot), Some(&digest)) = (self.slots.get(index), self.chain.get(index))
-            else {
-                return Err(Error::Protocol("a block that was not leased is coming"));
-            };
-            match self.connection.arena.observe(slot) {
-                LIVE => drop(self.coming.pop()),
-                FAILED => return Err(Error::Lost(digest)),
-                // A store that died brings nothing any more.
-                _ if begun.elapsed() > self.patience || !self.connection.is_alive() => {
-                    return Err(Error::Lost(digest));
-                }
-                _ => std::thread::sleep(POLL),
-            }
-        }
-        Ok(())
-    }
-
-    fn read_headers(&mut self) -> Result<()> {
-        let mut checksums = Vec::with_capacity(self.slots.len() * self.layout.segments().len());
-        for (index, (&slot, digest)) in self.slots.iter().zip(&self.chain).enumerate() {
-            let header = self.connection.arena.read(slot, self.layout.header_bytes());
-            match self.layout.decode_header(&header, digest) {
-                Some(sums) => checksums.extend(sums),
-                None => {
-                    self.corrupt.push(index as u32);
-                    return Err(Error::Corrupt {
-                        digest: *digest,
-                        what: "header",
-                    });
-                }
-            }
-        }
-        self.checksums = checksums;
-        Ok(())
-    }
-}
-
-impl Drop for ClientLease {
-    fn drop(&mut self) {
-        self.release();
-    }
 }

@@ -5,8 +5,10 @@
 //! leased over it is released.
 
 mod client;
+mod lease;
 mod server;
 mod wire;
 
-pub use client::{ClientLease, Offloaded, StoreClient};
+pub use client::{Offloaded, StoreClient};
+pub use lease::ClientLease;
 pub use server::StoreServer;

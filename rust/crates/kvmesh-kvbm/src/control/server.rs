@@ -270,8 +270,13 @@ impl Session {
                     coming: found.coming,
                 }
             }
-            Request::Reserve { parent, chain } => {
+            Request::Reserve {
+                tenant,
+                parent,
+                chain,
+            } => {
                 self.store.expire_pins();
+                self.store.claim(self.namespace, &chain, &tenant);
                 let reservations = reserve(&self.host, self.namespace, parent.as_ref(), &chain);
                 let slots = reservations
                     .into_iter()

@@ -14,7 +14,7 @@ use crate::namespace::Namespace;
 use crate::tiers::Origins;
 
 /// Changes with the messages and with the slot image.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// A look-up of half a million blocks.
 const MAX_FRAME: usize = 16 << 20;
 
@@ -38,7 +38,9 @@ pub(super) enum Request {
         per_block_us: u32,
         chain: Vec<Digest>,
     },
+    /// `tenant`: whose the blocks are; empty: nobody's.
     Reserve {
+        tenant: String,
         parent: Option<Digest>,
         chain: Vec<Digest>,
     },
@@ -226,8 +228,9 @@ impl Request {
         Frame::new(2).u32(per_block_us).digests(chain).finish()
     }
 
-    pub(super) fn reserve(parent: Option<&Digest>, chain: &[Digest]) -> Vec<u8> {
+    pub(super) fn reserve(tenant: &str, parent: Option<&Digest>, chain: &[Digest]) -> Vec<u8> {
         Frame::new(3)
+            .bytes(tenant.as_bytes())
             .digests(parent.map(std::slice::from_ref).unwrap_or_default())
             .digests(chain)
             .finish()
@@ -274,6 +277,7 @@ impl Request {
                 chain: fields.digests()?,
             },
             3 => Self::Reserve {
+                tenant: String::from_utf8_lossy(fields.bytes()?).into_owned(),
                 parent: fields.digests()?.first().copied(),
                 chain: fields.digests()?,
             },

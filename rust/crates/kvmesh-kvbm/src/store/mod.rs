@@ -22,13 +22,13 @@ mod promote;
 mod recall;
 mod residency;
 mod scrub;
+mod settings;
 mod single;
 mod spill;
 mod suspects;
 mod wants;
 mod warm;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ use self::promote::Promoter;
 pub use self::residency::Prefetched;
 pub use self::scrub::{Checked, ScrubSettings, Scrubbed};
 use self::scrub::{Checker, Scrubber};
+pub use self::settings::{NvmeSettings, Settings};
 use self::spill::Spiller;
 use self::suspects::Suspects;
 use self::wants::Wants;
@@ -51,56 +52,11 @@ pub use self::wants::{Elsewhere, Found, Wanted};
 pub use self::warm::{Run, Warmed, Warming};
 use crate::block::{self, Lease};
 use crate::error::{Error, Result};
-use crate::eviction::{Hints, Policy};
+use crate::eviction::Hints;
 use crate::image::Layout;
 use crate::latency::{Latency, Observed};
 use crate::namespace::Namespace;
-use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, ObjectSettings, Slot, Stats, Tier};
-
-/// What a store is made of.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// A directory in memory, for the host tier.
-    pub shm_dir: PathBuf,
-    /// Bytes of the host tier.
-    pub host_bytes: u64,
-    /// Which blocks leave a full tier.
-    pub policy: Policy,
-    /// The disk tier, if there is one.
-    pub nvme: Option<NvmeSettings>,
-    /// The object tier, if there is one.
-    pub objects: Option<ObjectSettings>,
-    /// Bytes each tenant may pin.
-    pub pin_bytes: u64,
-    /// How blocks at rest are checked; None: only when they are read.
-    pub scrub: Option<ScrubSettings>,
-}
-
-/// A disk tier.
-#[derive(Debug, Clone)]
-pub struct NvmeSettings {
-    /// Its directory.
-    pub dir: PathBuf,
-    /// Bytes it may hold.
-    pub bytes: u64,
-    /// Bytes it may be written a day; None: no limit.
-    pub bytes_per_day: Option<u64>,
-}
-
-impl Settings {
-    /// A host tier alone.
-    pub fn host(shm_dir: &Path, host_bytes: u64) -> Self {
-        Self {
-            shm_dir: shm_dir.to_owned(),
-            host_bytes,
-            policy: Policy::default(),
-            nvme: None,
-            objects: None,
-            pin_bytes: host_bytes / 4,
-            scrub: None,
-        }
-    }
-}
+use crate::tiers::{Health, HostTier, NamespaceId, NvmeTier, Slot, Stats, Tier};
 
 /// A block's namespace in all tiers.
 pub(crate) struct Open {
@@ -116,6 +72,8 @@ pub(crate) struct Open {
 pub struct Store {
     host: Arc<HostTier>,
     shared: Arc<Shared>,
+    /// Tenants do, of the host tier.
+    has_shares: bool,
     lower: Option<Lower>,
     objects: Option<Objects>,
     scrubber: Option<Scrubber>,
@@ -182,6 +140,9 @@ impl Store {
     pub fn new(settings: &Settings) -> Result<Self> {
         let (dir, bytes) = (&settings.shm_dir, settings.host_bytes);
         let host = Arc::new(HostTier::with_policy(dir, bytes, settings.policy)?);
+        if let Some(weights) = &settings.tenant_weights {
+            host.share(weights.clone());
+        }
         let shared = Arc::new(Shared {
             host: host.clone(),
             opened: Mutex::default(),
@@ -208,6 +169,7 @@ impl Store {
         let mut store = Self {
             host,
             shared,
+            has_shares: settings.tenant_weights.is_some(),
             lower,
             objects,
             scrubber: None,
@@ -293,6 +255,13 @@ impl Store {
     /// Somebody is about to need room in the host tier: pins whose time is over keep nothing any more.
     pub fn expire_pins(&self) {
         self.pins.expire();
+    }
+
+    /// These blocks of a chain are about to be stored for a tenant; empty: for nobody.
+    pub fn claim(&self, namespace: NamespaceId, chain: &[Digest], tenant: &str) {
+        if let (true, Some(last)) = (self.has_shares, chain.last()) {
+            (self.host).claim(namespace, std::slice::from_ref(last), tenant);
+        }
     }
 
     /// Something was stored in the host tier: others may have to go down.

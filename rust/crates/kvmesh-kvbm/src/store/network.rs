@@ -9,8 +9,9 @@ use kvmesh_core::Digest;
 
 use super::Store;
 use crate::block::Lease;
-use crate::image::{AT_REST, Layout};
+use crate::image::Layout;
 use crate::namespace::Namespace;
+use crate::slot;
 use crate::tiers::{HostTier, NamespaceId, Room, Slot, Tier, parts};
 
 /// Bytes at a slot's start that are not moved.
@@ -115,7 +116,7 @@ impl Incoming {
         let parts = object.and_then(|object| parts(object, &self.layout));
         if let Some((header, segments)) = &parts {
             (self.host).unpack(block.slot, &self.layout, header, segments);
-            self.host.arena().publish(block.slot.0, AT_REST);
+            slot::rest(self.host.arena(), block.slot.0);
         }
         (self.host).arrived(block.slot, &block.digest, &self.layout, parts.is_none())
     }
@@ -125,7 +126,7 @@ impl Incoming {
     pub fn arrived(&mut self) -> Vec<usize> {
         let mut bad = Vec::new();
         for block in std::mem::take(&mut self.blocks) {
-            self.host.arena().publish(block.slot.0, AT_REST);
+            slot::rest(self.host.arena(), block.slot.0);
             if !(self.host).arrived(block.slot, &block.digest, &self.layout, false) {
                 bad.push(block.place);
             }

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use kvmesh_core::{BlockHash, Digest};
 
 use super::NamespaceId;
+use super::catalog::PartId;
 use crate::eviction::{self, BlockId, Tick};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +34,21 @@ pub(super) struct Block {
     pub(super) parent: Option<Digest>,
     pub(super) state: State,
     pub(super) used: Tick,
-    /// Its number in its slab's ranking, while it is in the index.
+    /// Whose ranking it is in.
+    pub(super) part: PartId,
+    /// Its number there, while it is in the index.
     pub(super) id: BlockId,
     /// Chosen to leave next, and as which: then it does not count as following its parent.
     pub(super) parked: Option<u64>,
     /// It came up from this tier, and no engine has read it since.
     pub(super) came_from: Option<kvmesh_core::Tier>,
+}
+
+impl Block {
+    /// Registered, and nobody reads it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state == State::Registered { readers: 0 }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,17 +4,17 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvmesh_core::{BlockHash, Digest};
-use parking_lot::{Condvar, Mutex};
-
 use super::catalog::Catalog;
-use super::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
+use super::{Capabilities, Held, NamespaceId, Room, Slot, Stats, TenantWeights, Tier};
 use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::eviction::{Hints, Policy};
 use crate::image::Layout;
 use crate::journal::{Change, Journal};
 use crate::namespace::Namespace;
+use crate::slot;
+use crate::sync::{Condvar, Mutex};
+use kvmesh_core::{BlockHash, Digest};
 
 /// Blocks in shared memory. Space is allocated when the tier is made.
 pub struct HostTier {
@@ -42,6 +42,24 @@ impl HostTier {
         })
     }
 
+    /// From now on tenants have shares, by these weights: nobody's block leaves for another tenant's while its own holds
+    /// no more than its share of what is taken. Before anything is stored.
+    pub fn share(&self, weights: TenantWeights) {
+        self.catalog.lock().share(weights);
+    }
+
+    /// These blocks, and what is stored behind them, are this tenant's if they are stored now. Forgotten after some
+    /// hundreds of thousands of others.
+    pub fn claim(&self, namespace: NamespaceId, blocks: &[Digest], tenant: &str) {
+        self.catalog.lock().claim(namespace, blocks, tenant);
+    }
+
+    /// What tenants hold, in bytes of their slots: all that ever held something, nobody under no name. Empty where they
+    /// have no shares.
+    pub fn held_by_tenant(&self) -> Vec<(String, u64)> {
+        self.catalog.lock().held_by_tenant()
+    }
+
     /// The memory of the slots.
     pub fn arena(&self) -> &Arc<Arena> {
         &self.arena
@@ -59,9 +77,7 @@ impl HostTier {
             return Err(Error::NotFilled);
         }
         let corrupt = |what| Error::Corrupt { digest, what };
-        let header = self.arena.read(slot.0, layout.header_bytes());
-        let checksums = layout
-            .decode_header(&header, &digest)
+        let checksums = slot::checksums(&self.arena, slot.0, &layout, &digest)
             .ok_or_else(|| corrupt("header"))?;
         let wanted = &layout.segments()[segments.clone()];
         if out.len() != wanted.iter().map(|segment| segment.bytes).sum::<usize>() {
@@ -138,18 +154,15 @@ impl Tier for HostTier {
                 "the segments are not the namespace's".into(),
             ));
         }
-        let checksums: Vec<u64> = (segments.iter().zip(layout.segments()))
-            .map(|(bytes, segment)| self.arena.put(slot.0 + segment.offset as u64, bytes))
-            .collect();
-        self.arena
-            .write(slot.0, &layout.encode_header(&digest, &checksums));
+        slot::fill(&self.arena, slot.0, &layout, &digest, |number, at| {
+            self.arena.put(at, segments[number])
+        });
         Ok(())
     }
 
     fn seal(&self, slot: Slot) -> Result<()> {
         let (digest, layout) = self.block(slot)?;
-        let header = self.arena.read(slot.0, layout.header_bytes());
-        let whole = layout.decode_header(&header, &digest).is_some();
+        let whole = slot::checksums(&self.arena, slot.0, &layout, &digest).is_some();
         if whole && self.catalog.lock().seal(slot) {
             Ok(())
         } else {

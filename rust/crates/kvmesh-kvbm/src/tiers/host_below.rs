@@ -5,61 +5,16 @@ use std::time::{Duration, Instant};
 
 use kvmesh_core::Digest;
 
-use super::catalog::Event;
 use super::catalog::Leaving;
 use super::host::HostTier;
-use super::object::pack;
 use super::{NamespaceId, Origins, Room, Slot};
-use crate::image::{AT_REST, FAILED, LIVE, Layout};
+use crate::image::Layout;
+use crate::slot;
 
 impl HostTier {
     /// From now on, blocks wait to be written below before they leave.
     pub(crate) fn spill(&self) {
         self.catalog.lock().enable_parking();
-    }
-
-    /// From now on it is noted what is stored; `news` often.
-    pub(crate) fn note_stored(&self) {
-        self.catalog.lock().record();
-    }
-
-    /// The blocks that were stored since the last call, each with its parent, oldest first.
-    pub(crate) fn news(&self) -> Vec<(NamespaceId, Digest, Option<Digest>)> {
-        let events = self.catalog.lock().take_events().into_iter();
-        let stored = events.filter_map(|event| match event {
-            Event::Stored {
-                namespace,
-                digest,
-                parent,
-                ..
-            } => Some((namespace, digest, parent)),
-            Event::Removed { .. } => None,
-        });
-        stored.collect()
-    }
-
-    /// A leased block as an object, if its bytes are right as they are copied.
-    pub(crate) fn pack(&self, slot: Slot, digest: &Digest, layout: &Layout) -> Option<Vec<u8>> {
-        let header = self.arena.read(slot.0, layout.header_bytes());
-        let checksums = layout.decode_header(&header, digest)?;
-        let segments: Option<Vec<Vec<u8>>> = (layout.segments().iter().zip(&checksums))
-            .map(|(segment, &expected)| {
-                let mut bytes = vec![0; segment.bytes];
-                let sum = self.arena.get(slot.0 + segment.offset as u64, &mut bytes);
-                (sum == expected).then_some(bytes)
-            })
-            .collect();
-        let segments = segments?;
-        let segments: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
-        Some(pack(layout, digest, &checksums, &segments))
-    }
-
-    /// Writes an expected block's image at rest into its slot, all but the first word.
-    pub(crate) fn unpack(&self, slot: Slot, layout: &Layout, header: &[u8], segments: &[&[u8]]) {
-        self.arena.write(slot.0 + 8, &header[8..]);
-        for (bytes, segment) in segments.iter().zip(layout.segments()) {
-            self.arena.write(slot.0 + segment.offset as u64, bytes);
-        }
     }
 
     /// Whether blocks should be written below.
@@ -97,7 +52,7 @@ impl HostTier {
 
     /// The block in a slot, if its bytes are right: the checksums in its header.
     pub(crate) fn proven(&self, slot: Slot, digest: &Digest, layout: &Layout) -> Option<Vec<u64>> {
-        self.proven_as(LIVE, slot, digest, layout)
+        slot::proven(&self.arena, slot.0, layout, digest, false)
     }
 
     /// Reserves room for blocks that come from a tier below; `arrived` each that is `Reserved`.
@@ -124,11 +79,14 @@ impl HostTier {
         layout: &Arc<Layout>,
         failed: bool,
     ) -> bool {
-        let whole = !failed && self.proven_as(AT_REST, slot, digest, layout).is_some();
-        // Before the slot can be anybody else's.
-        self.arena
-            .publish(slot.0, if whole { LIVE } else { FAILED });
-        self.catalog.lock().promoted(&self.journal, slot, whole);
+        let whole = !failed && slot::proven(&self.arena, slot.0, layout, digest, true).is_some();
+        {
+            let mut catalog = self.catalog.lock();
+            // Before the slot can be anybody else's. Who was let go stays so, though its word has been written over.
+            let here = whole && catalog.is_promoting(slot);
+            slot::settle(&self.arena, slot.0, here);
+            catalog.promoted(&self.journal, slot, whole);
+        }
         self.moved.notify_all();
         whole
     }
@@ -136,8 +94,13 @@ impl HostTier {
     /// An expected block will not come, though its slot may still be written, until `arrived`: readers that wait for it
     /// are let go, and nobody finds it any more.
     pub(crate) fn forsake(&self, slot: Slot) {
-        self.arena.publish(slot.0, FAILED);
-        self.catalog.lock().forsake(slot);
+        {
+            let mut catalog = self.catalog.lock();
+            if catalog.is_promoting(slot) {
+                slot::settle(&self.arena, slot.0, false);
+                catalog.forsake(slot);
+            }
+        }
         self.moved.notify_all();
     }
 
@@ -183,25 +146,8 @@ impl HostTier {
     pub(super) fn disprove(&self, rooms: &[Room]) {
         for room in rooms {
             if let Room::Reserved(slot) = room {
-                self.arena.publish(slot.0, 0);
+                slot::erase(&self.arena, slot.0);
             }
         }
-    }
-
-    fn proven_as(
-        &self,
-        word: u64,
-        slot: Slot,
-        digest: &Digest,
-        layout: &Layout,
-    ) -> Option<Vec<u64>> {
-        let header = self.arena.read(slot.0, layout.header_bytes());
-        let checksums = layout.decode_as(word, &header, digest)?;
-        let right = (layout.segments().iter().zip(&checksums)).all(|(segment, &expected)| {
-            self.arena
-                .checksum(slot.0 + segment.offset as u64, segment.bytes)
-                == expected
-        });
-        right.then_some(checksums)
     }
 }

@@ -166,6 +166,11 @@ impl<T> Slabs<T> {
         self.slabs[slab.0].open.push(index);
     }
 
+    /// Bytes of the slab's slots.
+    pub(super) fn slot_bytes(&self, slab: SlabId) -> u64 {
+        self.slabs[slab.0].slot_bytes
+    }
+
     /// Vacant slots of the slab, and all it could have.
     pub(super) fn room(&self, slab: SlabId) -> (usize, usize) {
         let of_slab = &self.slabs[slab.0];
@@ -239,13 +244,13 @@ impl<T> Slabs<T> {
         }
     }
 
-    /// The taken slots of that region of another slab whose last use is the oldest and before `before`, if `idle`
-    /// holds for all of them.
+    /// The taken slots of that region of another slab whose last use is the oldest and before `before`, of those whose
+    /// values `may_go`.
     pub(super) fn coldest_region(
         &self,
         slab: SlabId,
         before: Tick,
-        idle: impl Fn(&T) -> bool,
+        may_go: impl Fn(&mut dyn Iterator<Item = &T>) -> bool,
     ) -> Option<Vec<Slot>> {
         let mut candidates: Vec<(Tick, usize)> = (self.regions.iter().enumerate())
             .filter_map(|(index, region)| Some((region.as_ref()?, index)))
@@ -255,7 +260,7 @@ impl<T> Slabs<T> {
         candidates.sort_unstable();
         candidates.into_iter().find_map(|(_, index)| {
             let region = self.regions[index].as_ref()?;
-            region.slots.iter().flatten().all(&idle).then(|| {
+            may_go(&mut region.slots.iter().flatten()).then(|| {
                 let base = index as u64 * self.region_bytes;
                 let taken = region
                     .slots
@@ -343,7 +348,10 @@ mod tests {
         let other = SlabId(9);
         assert_eq!(slabs.coldest_region(other, 5, |_| true), None);
         assert_eq!(slabs.coldest_region(other, 6, |_| true), Some(vec![slot]));
-        assert_eq!(slabs.coldest_region(other, 6, |idle| !idle), None);
+        assert_eq!(
+            slabs.coldest_region(other, 6, |mut all| Iterator::all(&mut all, |idle| !idle)),
+            None
+        );
         assert_eq!(slabs.coldest_region(small, 6, |_| true), None);
     }
 

@@ -645,6 +645,7 @@ class StoreServer:
         shm_dir: str,
         policy: str = "default",
         *,
+        tenant_weights: dict[str, float] | None = None,
         nvme_path: str | None = None,
         nvme_bytes: int = 0,
         nvme_bytes_per_day: int | None = None,
@@ -656,6 +657,7 @@ class StoreServer:
         """Allocates the host tier (about half a second a GiB), reads the disk tier's record, and listens.
 
         `policy` says which blocks leave a full tier: `default`, `class-index`, `lru`, `gdsf`, `s3-fifo`.
+        `tenant_weights` gives tenants shares of the host tier: `*` is each that is not named, 1 if absent.
         `nvme_bytes_per_day` bounds what is written to the disk; `pin_bytes` is each tenant's budget, a quarter
         of the host tier if None; `scrub_bytes_per_s` is how fast blocks at rest are checked, if they are, and
         `scrub_pause_s` the time between two passes. Raises OSError that says what to change: no space, the socket is taken;
@@ -667,6 +669,9 @@ class StoreServer:
         """From the top."""
 
     def stats(self, tier: str = "host") -> StoreStats: ...
+    def tenant_bytes(self) -> dict[str, int]:
+        """What each tenant holds of the host tier, nobody under no name; empty where tenants have no shares."""
+
     def flow(self) -> StoreFlow | None:
         """None without an nvme tier."""
 
@@ -920,11 +925,12 @@ class StoreClient:
         """What requests that use these blocks from now on say of their return."""
 
     def offload(
-        self, parent: bytes | None, digests: bytes, pages: Pages, ids: list[int]
+        self, parent: bytes | None, digests: bytes, pages: Pages, ids: list[int], tenant: str = ""
     ) -> tuple[int, int, int]:
         """Store the pages `ids`; returns how many were stored, were there already, found no room.
 
-        `parent` is the block before the first, None at a prompt's start. Nobody may write the pages
+        `parent` is the block before the first, None at a prompt's start. What is new is the `tenant`'s, or
+        nobody's. Nobody may write the pages
         meanwhile. Blocks for as long as the copy takes.
         """
 

@@ -117,6 +117,7 @@ impl StoreClient {
             .map_err(to_py)
     }
 
+    #[pyo3(signature = (parent, digests, pages, ids, tenant = ""))]
     fn offload(
         &self,
         py: Python<'_>,
@@ -124,10 +125,12 @@ impl StoreClient {
         digests: &[u8],
         pages: &Pages,
         ids: Vec<u32>,
+        tenant: &str,
     ) -> PyResult<(usize, usize, usize)> {
         let parent = parent.map(chain).transpose()?.unwrap_or_default();
         let chain = chain(digests)?;
-        py.detach(|| self.0.offload(parent.first(), &chain, &pages.pages, &ids))
+        let offload = || (self.0).offload_for(tenant, parent.first(), &chain, &pages.pages, &ids);
+        py.detach(offload)
             .map(|done| (done.stored, done.present, done.full))
             .map_err(to_py)
     }

@@ -1,5 +1,6 @@
 //! `StoreServer`: a node's store, as the kvbm process holds it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use kvmesh_core::BlockHash;
 use kvmesh_kvbm::control;
 use kvmesh_kvbm::store::{NvmeSettings, PinError, ScrubSettings, Settings, Store};
-use kvmesh_kvbm::tiers::{NamespaceId, Slot, Tier};
+use kvmesh_kvbm::tiers::{NamespaceId, Slot, TenantWeights, Tier};
 use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -46,7 +47,7 @@ impl StoreServer {
 #[pymethods]
 impl StoreServer {
     #[new]
-    #[pyo3(signature = (socket, host_bytes, shm_dir, policy = "default", *, nvme_path = None, nvme_bytes = 0,
+    #[pyo3(signature = (socket, host_bytes, shm_dir, policy = "default", *, tenant_weights = None, nvme_path = None, nvme_bytes = 0,
                         nvme_bytes_per_day = None, objects = None, pin_bytes = None, scrub_bytes_per_s = None, scrub_pause_s = 60.0))]
     #[allow(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -55,6 +56,7 @@ impl StoreServer {
         host_bytes: u64,
         shm_dir: PathBuf,
         policy: &str,
+        tenant_weights: Option<HashMap<String, f64>>,
         nvme_path: Option<PathBuf>,
         nvme_bytes: u64,
         nvme_bytes_per_day: Option<u64>,
@@ -67,6 +69,10 @@ impl StoreServer {
         let pause = seconds(scrub_pause_s)?;
         let settings = Settings {
             policy: self::policy(policy)?,
+            tenant_weights: tenant_weights
+                .map(TenantWeights::new)
+                .transpose()
+                .map_err(to_py)?,
             nvme: nvme_path.map(|dir| NvmeSettings {
                 dir,
                 bytes: nvme_bytes,
@@ -93,6 +99,11 @@ impl StoreServer {
     fn stats<'py>(&self, py: Python<'py>, tier: &str) -> PyResult<Bound<'py, PyDict>> {
         let tier = self.tier(tier)?;
         stats_dict(py, &py.detach(|| tier.stats()))
+    }
+
+    fn tenant_bytes(&self, py: Python<'_>) -> HashMap<String, u64> {
+        let held = py.detach(|| self.store().host().held_by_tenant());
+        held.into_iter().collect()
     }
 
     fn flow<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {

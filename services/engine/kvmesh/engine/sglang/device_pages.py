@@ -47,8 +47,10 @@ class DevicePages(ABC):
         self.replicated = False
 
     @abstractmethod
-    def offload(self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
-        """Store the pages `ids`, in chain order; whether the store has all of them now."""
+    def offload(
+        self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int], tenant: str = ""
+    ) -> bool:
+        """Store a tenant's pages `ids`, in chain order; whether the store has all of them now."""
 
     @abstractmethod
     def load(self, lease: Lease, ids: list[int], layer: int) -> None:
@@ -65,8 +67,10 @@ class HostPages(DevicePages):
         super().__init__(*args)
         self._pages = _describe(self.buffers, self.segments, self.count)
 
-    def offload(self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
-        _, _, full = client.offload(parent, digests, self._pages, ids)
+    def offload(
+        self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int], tenant: str = ""
+    ) -> bool:
+        _, _, full = client.offload(parent, digests, self._pages, ids, tenant)
         return full == 0
 
     def load(self, lease: Lease, ids: list[int], layer: int) -> None:
@@ -85,12 +89,14 @@ class CudaPages(DevicePages):
         self._out = Staging(self.batch, self.buffers)
         self._in = Staging(self.batch, self.buffers)
 
-    def offload(self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
+    def offload(
+        self, client: StoreClient, parent: bytes | None, digests: bytes, ids: list[int], tenant: str = ""
+    ) -> bool:
         for start in range(0, len(ids), self.batch):
             part = ids[start : start + self.batch]
             self._out.gather(part)
             chain = digests[32 * start : 32 * (start + len(part))]
-            _, _, full = client.offload(parent, chain, self._out.pages, list(range(len(part))))
+            _, _, full = client.offload(parent, chain, self._out.pages, list(range(len(part))), tenant)
             if full:
                 return False
             parent = chain[-32:]

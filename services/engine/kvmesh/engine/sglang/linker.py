@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from kvmesh.common.block_names import tenant_of_salt
 from kvmesh.core import Lease
 from kvmesh.engine.contract import StoreTraffic
 from kvmesh.engine.sglang import idle
@@ -77,7 +78,16 @@ class _Batch:
 
 
 @dataclass(slots=True)
+class _Chain:
+    """What the transfers of an offload do not tell: the page before its first, and whose it is."""
+
+    parent: str | None = None
+    tenant: str = ""
+
+
+@dataclass(slots=True)
 class _Offload:
+    tenant: str
     parent: bytes | None
     digests: bytes
     slots: torch.Tensor
@@ -102,7 +112,7 @@ class KvbmLinker(UnifiedCacheLinker):
         self.page_size: int = params.page_size
         self.stats = StoreTraffic()
         self.onboarding = Onboarding(params.page_size)
-        self.parent_of_next: str | None = None
+        self.next_chain = _Chain()
         kvcache = params.token_to_kv_pool_allocator.get_kvcache()
         self.pools = {PoolName.KV: kvcache}
         self._counter = LayerWiseLoadCounter(kvcache.layer_num)
@@ -124,7 +134,7 @@ class KvbmLinker(UnifiedCacheLinker):
         worker = extra_config.get("worker", "")
         self._loader = _Worker(f"kvbm-load {worker}")
         self._offloader = _Worker(f"kvbm-offload {worker}")
-        HookRegistry.register(f"{_WRAPPER}._offload_node", _note_parent, HookType.BEFORE)
+        HookRegistry.register(f"{_WRAPPER}._offload_node", _note_chain, HookType.BEFORE)
         HookRegistry.apply_hooks()
 
     # Onboarding: on the scheduler's thread up to the queue, then on the loader's.
@@ -224,12 +234,13 @@ class KvbmLinker(UnifiedCacheLinker):
         if self._link is None:
             return False
         transfer = _kv(transfers)
-        parent, self.parent_of_next = self.parent_of_next, None
+        chain, self.next_chain = self.next_chain, _Chain()
         pages = len(transfer.keys or [])
         slots = transfer.device_indices
         assert slots is not None
         job = _Offload(
-            parent=bytes.fromhex(parent) if parent else None,
+            tenant=chain.tenant,
+            parent=bytes.fromhex(chain.parent) if chain.parent else None,
             digests=_digests(transfer),
             slots=slots,
             pages=pages,
@@ -264,7 +275,8 @@ class KvbmLinker(UnifiedCacheLinker):
         try:
             for event in job.ready:
                 event.synchronize()
-            stored = self._link.offload(self._pages, job.parent, job.digests, self._page_ids(job.slots))
+            ids = self._page_ids(job.slots)
+            stored = self._link.offload(self._pages, job.tenant, job.parent, job.digests, ids)
         except Exception as error:
             log.error("offload failed: %s", error)
         if stored:
@@ -357,11 +369,13 @@ def _digests(transfer: PoolTransfer) -> bytes:
     return bytes.fromhex("".join(transfer.keys or []))
 
 
-def _note_parent(wrapper: Any, node_id: Any, transfers: list[PoolTransfer]) -> None:
-    """Before the cache offloads a node: tell which page comes before its first; the transfers do not.
+def _note_chain(wrapper: Any, node_id: Any, transfers: list[PoolTransfer]) -> None:
+    """Before the cache offloads a node: tell which page comes before its first, and whose the pages are.
 
     The store evicts chains from their tails, and needs to know what follows what.
     """
     if isinstance(wrapper.cache_linker, KvbmLinker):
         prefix = wrapper.cache.get_prefix_hash_values(node_id)
-        wrapper.cache_linker.parent_of_next = prefix[-1] if prefix else None
+        _, salt = wrapper.cache.tree_core.prefetch_anchor_info(node_id)
+        tenant = tenant_of_salt(salt or "")
+        wrapper.cache_linker.next_chain = _Chain(prefix[-1] if prefix else None, tenant)

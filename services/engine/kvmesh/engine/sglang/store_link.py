@@ -62,10 +62,12 @@ class StoreLink:
             self._lost.set()
             return None
 
-    def offload(self, pages: DevicePages, parent: bytes | None, digests: bytes, ids: list[int]) -> bool:
-        """Whether the store has all these pages now."""
+    def offload(
+        self, pages: DevicePages, tenant: str, parent: bytes | None, digests: bytes, ids: list[int]
+    ) -> bool:
+        """Whether the store has all these pages of a tenant now; empty: nobody's."""
         try:
-            return pages.offload(self._copy, parent, digests, ids)
+            return pages.offload(self._copy, parent, digests, ids, tenant)
         except ConnectionError:
             self._lost.set()
             return False

@@ -28,8 +28,3 @@ def priority_of(caller: Caller, wish: int) -> int:
     if caller.key is None:
         return wish
     return min(wish or caller.key.priority, caller.key.priority)
-
-
-def cache_salt_of(model_salt: str, tenant: str) -> str:
-    """What keeps a tenant's blocks apart, and a model's; empty for nobody's of a model that has none."""
-    return "/".join(part for part in (model_salt, f"tenant:{tenant}" if tenant else "") if part)

@@ -37,10 +37,11 @@ fn requests_survive_the_wire() {
             chain: chain.clone()
         }
     );
-    for parent in [None, Some(Digest::new([3; 32]))] {
+    for (tenant, parent) in [("", None), ("acme", Some(Digest::new([3; 32])))] {
         assert_eq!(
-            through(&Request::reserve(parent.as_ref(), &chain)),
+            through(&Request::reserve(tenant, parent.as_ref(), &chain)),
             Request::Reserve {
+                tenant: tenant.into(),
                 parent,
                 chain: chain.clone()
             }

@@ -3,7 +3,7 @@
 use kvmesh_core::Digest;
 
 use super::super::Slot;
-use super::super::entry::{Block, Key, State};
+use super::super::entry::{Block, Key};
 use super::Catalog;
 use crate::eviction::Use;
 
@@ -14,23 +14,18 @@ impl Catalog {
             return;
         };
         block.used = at.tick;
-        let (namespace, id) = (block.key.0, block.id);
+        let (part, id) = (block.part, block.id);
         self.slabs.used(slot, at.tick);
-        let slab = self.slab_of(namespace);
         self.unpark(slot);
-        self.rankings[slab.0].used(id, at);
+        self.parts[part.0].ranking.used(id, at);
     }
 
     pub(super) fn offer(&mut self, slot: Slot) {
         let Some(block) = self.slabs.get(slot) else {
             return;
         };
-        if block.state == (State::Registered { readers: 0 })
-            && block.parked.is_none()
-            && !self.followers.contains_key(&block.key)
-        {
-            let (slab, id) = (self.slab_of(block.key.0), block.id);
-            self.rankings[slab.0].offer(id);
+        if block.is_idle() && block.parked.is_none() && !self.followers.contains_key(&block.key) {
+            self.parts[block.part.0].ranking.offer(block.id);
         }
     }
 
@@ -47,8 +42,7 @@ impl Catalog {
             return;
         };
         if let Some(block) = self.slabs.get(slot) {
-            let slab = self.slab_of(parent.0);
-            self.rankings[slab.0].withdraw(block.id);
+            self.parts[block.part.0].ranking.withdraw(block.id);
             self.unpark(slot);
         }
     }

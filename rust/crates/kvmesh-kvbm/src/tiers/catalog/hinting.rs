@@ -82,7 +82,7 @@ mod tests {
         };
         let id = catalog.open(&namespace("m")).unwrap();
         let other = catalog.open(&namespace("other")).unwrap();
-        catalog.rankings[0] = Ranking::new(Box::new(Recorder(seen.clone())));
+        catalog.parts[0].ranking = Ranking::new(Box::new(Recorder(seen.clone())));
         let blocks: Vec<Digest> = (0..6).map(|i| Digest::new([i; 32])).collect();
         let returns = |returns| Hints {
             returns: Some(returns),

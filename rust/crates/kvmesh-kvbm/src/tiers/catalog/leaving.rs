@@ -3,10 +3,9 @@
 use kvmesh_core::Digest;
 
 use super::super::entry::{Block, Key, State};
-use super::super::slabs::SlabId;
 use super::super::{NamespaceId, Slot};
-use super::{Catalog, Event};
-use crate::eviction::{Tick, Use};
+use super::{Catalog, Event, PartId};
+use crate::eviction::Use;
 use crate::journal::Journal;
 
 impl Catalog {
@@ -45,33 +44,34 @@ impl Catalog {
             .count()
     }
 
-    pub(super) fn make_room(&mut self, journal: &Journal, slab: SlabId, at: &Use) {
-        let own = self.next_to_leave(slab);
-        let own_used = own
-            .and_then(|slot| self.slabs.get(slot))
-            .map_or(Tick::MAX, |victim| victim.used);
+    pub(super) fn make_room(&mut self, journal: &Journal, part: PartId, at: &Use) {
+        let slab = self.parts[part.0].slab;
+        let loser = self.loser(part);
+        let before = self.region_before(part, loser.map(|(slot, _)| slot));
         // Another layout's region that is colder than anything here. This may part a chain whose blocks lie in several
         // regions; what is left of it ages out.
-        let idle = |block: &Block| block.state == State::Registered { readers: 0 };
-        if let Some(region) = self.slabs.coldest_region(slab, own_used, idle) {
+        let region =
+            (self.slabs).coldest_region(slab, before, |blocks| self.may_take(part, blocks));
+        if let Some(region) = region {
             self.stats.evicted.layout += region.len() as u64;
             for victim in region {
                 self.forget(journal, victim, false);
             }
-        } else if self.rankings[slab.0].admits(at)
-            && let Some(own) = own
+            return;
+        }
+        let own = loser.is_none_or(|(_, own)| own);
+        // What comes of another tenant's room is the newcomer's by right, whatever its own blocks are worth.
+        if (!own || self.parts[part.0].ranking.admits(at))
+            && let Some((slot, _)) = loser
         {
             self.stats.evicted.room += 1;
-            self.stats.shed += u64::from(self.is_shed(own));
-            self.forget(journal, own, true);
+            self.stats.shed += u64::from(self.is_shed(slot));
+            self.forget(journal, slot, true);
         }
     }
 
     fn drop_idle(&mut self, journal: &Journal, slot: Slot) -> bool {
-        let idle = self
-            .slabs
-            .get(slot)
-            .is_some_and(|block| block.state == State::Registered { readers: 0 });
+        let idle = self.slabs.get(slot).is_some_and(Block::is_idle);
         if idle {
             self.stats.evicted.asked += 1;
             self.forget(journal, slot, false);
@@ -87,8 +87,9 @@ impl Catalog {
         let State::Registered { readers } = block.state else {
             return;
         };
-        let (key, parent) = (block.key, block.parent);
+        let (key, parent, part) = (block.key, block.parent, block.part);
         self.unlist(slot, for_room);
+        self.remember_tenant(&key, part);
         self.stats.blocks -= 1;
         if let Some(events) = &mut self.events {
             events.push(Event::removed(slot, &key, parent));
@@ -118,14 +119,21 @@ impl Catalog {
         self.leave_parked(slot);
         if let Some(block) = self.slabs.get(slot) {
             self.index.remove(&block.key);
-            let slab = self.slab_of(block.key.0);
-            self.rankings[slab.0].remove(block.id, for_room);
+            let (part, id) = (block.part, block.id);
+            self.parts[part.0].ranking.remove(id, for_room);
         }
     }
 
     pub(super) fn vacate(&mut self, slot: Slot) {
-        if let Some(block) = self.slabs.remove(slot) {
+        if let Some(block) = self.free(slot) {
             self.unfollow(&block);
         }
+    }
+
+    /// The slot is vacant.
+    pub(super) fn free(&mut self, slot: Slot) -> Option<Block> {
+        let block = self.slabs.remove(slot)?;
+        self.count(block.part, false);
+        Some(block)
     }
 }

@@ -9,16 +9,16 @@ use std::collections::VecDeque;
 
 use kvmesh_core::Digest;
 
-use super::super::entry::State;
-use super::super::slabs::SlabId;
+use super::super::entry::{Block, State};
 use super::super::{NamespaceId, Slot};
-use super::Catalog;
+use super::shares::Part;
+use super::{Catalog, PartId};
 
-/// The part of a slab that is vacant or parked, where blocks are written below, and the most blocks.
+/// One in so many slots of a slab is vacant or parked, where blocks are written below, and the most blocks.
 const AHEAD: usize = 16;
 const MOST_AHEAD: usize = 1024;
 
-/// The parked blocks of one slab.
+/// The parked blocks of one part.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
     /// Done, in the order chosen; entries whose number is not their block's any more are void.
@@ -44,12 +44,12 @@ impl Catalog {
     /// Chooses blocks that leave next, at most `limit`, until enough are chosen. `take_back` each.
     pub(crate) fn park(&mut self, limit: usize) -> Vec<Leaving> {
         let mut leaving = Vec::new();
-        for slab in (0..self.slabs.len()).map(SlabId) {
-            while leaving.len() < limit && self.wants_parked(slab) {
-                let Some(slot) = self.rankings[slab.0].victim() else {
+        for part in (0..self.parts.len()).map(PartId) {
+            while leaving.len() < limit && self.wants_parked(part) {
+                let Some(slot) = self.parts[part.0].ranking.victim() else {
                     break;
                 };
-                leaving.extend(self.park_one(slab, slot));
+                leaving.extend(self.park_one(part, slot));
             }
         }
         leaving
@@ -62,18 +62,18 @@ impl Catalog {
 
     /// Whether more blocks should be chosen.
     pub(crate) fn wants_any_parked(&self) -> bool {
-        self.parks && (0..self.slabs.len()).any(|slab| self.wants_parked(SlabId(slab)))
+        self.parks && (0..self.parts.len()).any(|part| self.wants_parked(PartId(part)))
     }
 
     /// Blocks that are short of those that should be vacant or done.
     pub(crate) fn unspilled(&self) -> u64 {
-        let short = |slab: usize| {
-            let done = self.parked[slab].done.iter();
+        let short = |part: usize| {
+            let done = self.parts[part].parked.done.iter();
             let done = done.filter(|entry| !self.is_void(entry)).count();
-            self.margin(SlabId(slab)).saturating_sub(done)
+            self.margin(PartId(part)).saturating_sub(done)
         };
-        let slabs = if self.parks { self.slabs.len() } else { 0 };
-        (0..slabs).map(|slab| short(slab) as u64).sum()
+        let parts = if self.parks { self.parts.len() } else { 0 };
+        (0..parts).map(|part| short(part) as u64).sum()
     }
 
     /// Whether a block would now leave unwritten to make room in this namespace's slab, and need not a little later.
@@ -82,16 +82,23 @@ impl Catalog {
         if !self.parks || self.slabs.room(slab).0 > 0 {
             return false;
         }
-        let next = self.next_to_leave(slab);
-        next.map_or(self.parked[slab.0].live > 0, |slot| self.is_shed(slot))
+        let part = self.by_slab[slab.0].parts[0];
+        match self.loser(part) {
+            Some((slot, _)) => self.is_shed(slot),
+            None => {
+                let mut parts = self.by_slab[slab.0].parts.iter();
+                parts.any(|part| self.parts[part.0].parked.live > 0)
+            }
+        }
     }
 
     /// The block is below, or is not to be written: it leaves when its room is needed.
     pub(crate) fn done(&mut self, leaving: &Leaving) {
         let entry = (leaving.slot, leaving.number);
-        if !self.is_void(&entry) {
-            let slab = self.slab_of(leaving.namespace);
-            self.parked[slab.0].done.push_back(entry);
+        if !self.is_void(&entry)
+            && let Some(part) = self.slabs.get(leaving.slot).map(|block| block.part)
+        {
+            self.parts[part.0].parked.done.push_back(entry);
         }
         self.release(leaving.slot);
     }
@@ -122,21 +129,19 @@ impl Catalog {
         all.into_iter().map(|(.., leaving)| leaving).collect()
     }
 
-    /// Which block makes room.
-    pub(super) fn next_to_leave(&mut self, slab: SlabId) -> Option<Slot> {
-        while let Some(&entry) = self.parked[slab.0].done.front() {
+    /// Which block of a part makes room.
+    pub(super) fn next_to_leave(&mut self, part: PartId) -> Option<Slot> {
+        while let Some(&entry) = self.parts[part.0].parked.done.front() {
             if !self.is_void(&entry) {
                 let block = self.slabs.get(entry.0);
-                let idle =
-                    block.is_some_and(|block| block.state == State::Registered { readers: 0 });
-                if idle {
+                if block.is_some_and(Block::is_idle) {
                     return Some(entry.0);
                 }
                 break;
             }
-            self.parked[slab.0].done.pop_front();
+            self.parts[part.0].parked.done.pop_front();
         }
-        self.rankings[slab.0].victim()
+        self.parts[part.0].ranking.victim()
     }
 
     /// The block stays, as far as parking goes.
@@ -147,9 +152,8 @@ impl Catalog {
         if block.parked.take().is_none() {
             return;
         }
-        let (key, parent) = (block.key, block.parent);
-        let slab = self.slab_of(key.0);
-        self.parked[slab.0].live -= 1;
+        let (key, parent, part) = (block.key, block.parent, block.part);
+        self.parts[part.0].parked.live -= 1;
         self.follow_parent(key, parent);
     }
 
@@ -165,38 +169,45 @@ impl Catalog {
             && block.parked.take().is_some()
         {
             block.parent = None;
-            let namespace = block.key.0;
-            let slab = self.slab_of(namespace);
-            self.parked[slab.0].live -= 1;
+            let part = block.part;
+            self.parts[part.0].parked.live -= 1;
         }
     }
 
-    fn wants_parked(&self, slab: SlabId) -> bool {
-        self.parked[slab.0].live < self.margin(slab)
+    fn wants_parked(&self, part: PartId) -> bool {
+        self.parts[part.0].parked.live < self.margin(part)
     }
 
-    /// Blocks that should be parked, so many being vacant.
-    fn margin(&self, slab: SlabId) -> usize {
-        let (vacant, all) = self.slabs.room(slab);
-        (all / AHEAD).clamp(1, MOST_AHEAD).saturating_sub(vacant)
+    /// Blocks that should be parked, so many being vacant: of its slab's, as many as the part has of its blocks.
+    fn margin(&self, part: PartId) -> usize {
+        let Part { slab, taken, .. } = &self.parts[part.0];
+        let (vacant, all) = self.slabs.room(*slab);
+        let of_slab = (all / AHEAD).clamp(1, MOST_AHEAD).saturating_sub(vacant);
+        match self.by_slab[slab.0].taken {
+            all_taken if all_taken > *taken => (of_slab * taken).div_ceil(all_taken),
+            _ => of_slab,
+        }
     }
 
     fn is_void(&self, &(slot, number): &(Slot, u64)) -> bool {
         (self.slabs.get(slot)).is_none_or(|block| block.parked != Some(number))
     }
 
-    fn park_one(&mut self, slab: SlabId, slot: Slot) -> Option<Leaving> {
-        let parked = &mut self.parked[slab.0];
+    fn park_one(&mut self, part: PartId, slot: Slot) -> Option<Leaving> {
+        let parked = &mut self.parts[part.0].parked;
         parked.next += 1;
         let number = parked.next;
         let block = self.slabs.get_mut(slot)?;
         block.parked = Some(number);
         block.state = State::Registered { readers: 1 };
         let (key, parent, id) = (block.key, block.parent, block.id);
-        self.parked[slab.0].live += 1;
         self.stats.blocks_in_use += 1;
-        self.rankings[slab.0].withdraw(id);
-        let chance = self.rankings[slab.0].chance(id, key.name());
+        let Part {
+            ranking, parked, ..
+        } = &mut self.parts[part.0];
+        parked.live += 1;
+        ranking.withdraw(id);
+        let chance = ranking.chance(id, key.name());
         self.unfollow_parent(key, parent);
         Some(Leaving {
             slot,

@@ -163,11 +163,13 @@ impl Catalog {
                 parent: parent.map(|parent| Key(namespace, parent).name()),
                 ..operation
             };
+            let part = self.part_for(namespace, None, &[]);
             let block = Block {
                 key,
                 parent,
                 state: State::Registered { readers: 0 },
                 used: at.tick,
+                part,
                 id: BlockId(0),
                 parked: None,
                 came_from: None,
@@ -176,7 +178,8 @@ impl Catalog {
             if self.index.get(&key).is_some() || !self.slabs.insert_at(slab, slot, block) {
                 continue;
             }
-            let id = self.rankings[slab.0].add(slot, &at);
+            let id = self.parts[part.0].ranking.add(slot, &at);
+            self.count(part, true);
             self.slabs.used(slot, at.tick);
             if let Some(block) = self.slabs.get_mut(slot) {
                 block.id = id;
@@ -213,7 +216,8 @@ impl Catalog {
             ..operation
         };
         let state = State::Registered { readers: 0 };
-        let Some(slot) = self.place(journal, slab, key, parent, state, &at) else {
+        let part = self.part_for(namespace, None, &[]);
+        let Some(slot) = self.place(journal, part, key, parent, state, &at) else {
             return false;
         };
         self.offer(slot);

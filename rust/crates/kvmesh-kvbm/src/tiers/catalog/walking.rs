@@ -48,10 +48,9 @@ impl Catalog {
         };
         self.stats.blocks_in_use += u64::from(*readers == 0);
         *readers += 1;
-        let (namespace, id, parked) = (block.key.0, block.id, block.parked);
+        let (part, id, parked) = (block.part, block.id, block.parked);
         if parked.is_none() {
-            let slab = self.slab_of(namespace);
-            self.rankings[slab.0].withdraw(id);
+            self.parts[part.0].ranking.withdraw(id);
         }
         true
     }

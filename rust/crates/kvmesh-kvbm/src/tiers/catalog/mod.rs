@@ -6,6 +6,7 @@ mod leaving;
 mod parking;
 mod promoting;
 mod restoring;
+mod shares;
 mod walking;
 
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use rustc_hash::FxHashMap;
 use super::by_name::ByName;
 use super::chains::chains_of;
 use super::entry::{Block, Key, State};
-use super::ranking::Ranking;
 use super::slabs::{SlabId, Slabs};
 use super::{NamespaceId, Room, Slot, Stats};
 use crate::error::Result;
@@ -28,8 +28,9 @@ use crate::journal::{Change, Journal};
 use crate::namespace::Namespace;
 
 pub(crate) use parking::Leaving;
-use parking::Parked;
 pub(super) use restoring::Event;
+pub(super) use shares::PartId;
+use shares::{Part, PartsOfSlab, Shares};
 
 struct Open {
     namespace: Namespace,
@@ -44,14 +45,16 @@ pub(super) struct Catalog {
     /// How many blocks, reserved ones included, name the key as their parent.
     followers: FxHashMap<Key, u32>,
     slabs: Slabs<Block>,
-    rankings: Vec<Ranking>,
+    parts: Vec<Part>,
+    by_slab: Vec<PartsOfSlab>,
+    /// None: tenants have none.
+    shares: Option<Shares>,
     policy: Policy,
     clock: Tick,
     begun: Instant,
     stats: Stats,
     hinted: Ghosts<Hints>,
-    /// Of each slab, the blocks that leave next, where they are written to a tier below first.
-    parked: Vec<Parked>,
+    /// Blocks are written to a tier below before they leave.
     parks: bool,
     /// What happened to slots, where somebody keeps a record.
     events: Option<Vec<Event>>,
@@ -64,7 +67,9 @@ impl Catalog {
             index: ByName::default(),
             followers: FxHashMap::default(),
             slabs: Slabs::new(capacity),
-            rankings: Vec::new(),
+            parts: Vec::new(),
+            by_slab: Vec::new(),
+            shares: None,
             policy,
             clock: 0,
             begun: Instant::now(),
@@ -73,7 +78,6 @@ impl Catalog {
                 ..Stats::default()
             },
             hinted: Ghosts::default(),
-            parked: Vec::new(),
             parks: false,
             events: None,
         }
@@ -89,10 +93,7 @@ impl Catalog {
         }
         let layout = Arc::new(Layout::new(namespace));
         let slab = self.slabs.open(layout.slot_bytes() as u64)?;
-        while self.rankings.len() < self.slabs.len() {
-            self.rankings.push(Ranking::new(self.policy.build()));
-            self.parked.push(Parked::default());
-        }
+        self.add_parts();
         self.namespaces.push(Open {
             namespace: namespace.clone(),
             layout,
@@ -139,7 +140,7 @@ impl Catalog {
         chain: &[Digest],
     ) -> Vec<Room> {
         let operation = self.begin(namespace, parent, chain);
-        let slab = self.slab_of(namespace);
+        let part = self.part_for(namespace, parent, chain);
         let mut rooms = Vec::with_capacity(chain.len());
         let mut parent = parent.copied();
         for (place, &digest) in chain.iter().enumerate() {
@@ -151,13 +152,13 @@ impl Catalog {
                 ..operation
             };
             rooms.push(if rooms.last() == Some(&Room::Full) {
-                self.rankings[slab.0].admits(&at);
+                self.parts[part.0].ranking.admits(&at);
                 Room::Full
             } else if let Some(slot) = self.index.get(&key) {
                 self.use_now(slot, &at);
                 self.offer(slot);
                 Room::Present
-            } else if let Some(slot) = self.place(journal, slab, key, parent, state, &at) {
+            } else if let Some(slot) = self.place(journal, part, key, parent, state, &at) {
                 self.stats.blocks_in_use += 1;
                 Room::Reserved(slot)
             } else {
@@ -284,7 +285,7 @@ impl Catalog {
                 *readers -= 1;
                 if *readers == 0 {
                     self.stats.blocks_in_use -= 1;
-                    self.slabs.remove(slot);
+                    self.free(slot);
                 }
             }
             _ => {}
@@ -344,17 +345,19 @@ impl Catalog {
     fn place(
         &mut self,
         journal: &Journal,
-        slab: SlabId,
+        part: PartId,
         key: Key,
         parent: Option<Digest>,
         state: State,
         at: &Use,
     ) -> Option<Slot> {
+        let slab = self.parts[part.0].slab;
         let block = Block {
             key,
             parent,
             state,
             used: at.tick,
+            part,
             id: BlockId(0),
             parked: None,
             came_from: None,
@@ -364,13 +367,14 @@ impl Catalog {
         let placed = match self.slabs.insert(slab, block) {
             Ok(slot) => Ok(slot),
             Err(block) => {
-                self.make_room(journal, slab, at);
+                self.make_room(journal, part, at);
                 self.slabs.insert(slab, block)
             }
         };
         match placed {
             Ok(slot) => {
-                let id = self.rankings[slab.0].add(slot, at);
+                let id = self.parts[part.0].ranking.add(slot, at);
+                self.count(part, true);
                 self.slabs.used(slot, at.tick);
                 if let Some(block) = self.slabs.get_mut(slot) {
                     block.id = id;
