@@ -14,7 +14,7 @@ import pytest
 from fixtures.frontend import model_path
 from fixtures.text import TEMPLATES, checkpoint
 from kvmesh.common.errors import KvmeshError
-from kvmesh.frontend.tokenizer import Tokenizer, load_tokenizer
+from kvmesh.frontend.tokenizer import Tokenizer, TooLong, load_tokenizer
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 TEXT = "Grüße, 🗼 and  spaces\n"
@@ -112,3 +112,22 @@ async def test_a_conversation_without_a_template(tmp_path: Path) -> None:
     with pytest.raises(KvmeshError, match="no chat template") as caught:
         await tokenizer.encode_chat(USER, {}, "")
     assert (caught.value.code, caught.value.param) == (ErrorCode.ERROR_CODE_UNSUPPORTED, "model")
+
+
+async def test_what_is_far_too_long_is_refused_before_it_is_tokenized() -> None:
+    tokenizer = await load_tokenizer(model_path())
+    text = "The quick brown fox jumps. " * 1_000
+    count = len(await tokenizer.encode(text))
+    # As long as is allowed, and more by little: then all of it is looked at.
+    for limit in (count, count - 1):
+        assert len(await tokenizer.encode(text, limit=limit)) == count
+    for too_long in (
+        tokenizer.encode(text * 20, limit=count),
+        tokenizer.encode_chat([{"role": "user", "content": text * 20}], {}, "", count),
+        # Each of them is short.
+        tokenizer.encode_chat([{"role": "user", "content": "a"}] * 1_000, {}, "", 1_000),
+    ):
+        with pytest.raises(TooLong) as caught:
+            await too_long
+        assert caught.value.tokens > 1_000
+        assert caught.value.tokens <= 20 * count

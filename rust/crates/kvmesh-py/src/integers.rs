@@ -19,6 +19,12 @@ pub struct Hashes(pub Vec<u64>);
 /// One block hash; see [`Hashes`].
 pub struct Hash(pub u64);
 
+/// The largest of token ids; 0 of none.
+#[pyfunction]
+pub fn largest_token(tokens: Tokens) -> u32 {
+    tokens.0.into_iter().max().unwrap_or(0)
+}
+
 impl<'py> FromPyObject<'_, 'py> for Tokens {
     type Error = PyErr;
 

@@ -21,6 +21,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<hash::HashChain>()?;
     module.add_function(wrap_pyfunction!(hash::namespace_seed, module)?)?;
     module.add_function(wrap_pyfunction!(hash::event_namespace_seed, module)?)?;
+    module.add_function(wrap_pyfunction!(integers::largest_token, module)?)?;
     module.add_function(wrap_pyfunction!(wire::packed_field, module)?)?;
     module.add_class::<index::PyPrefixIndex>()?;
     module.add_function(wrap_pyfunction!(kvbm::page_digests, module)?)?;

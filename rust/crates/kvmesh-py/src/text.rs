@@ -2,8 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use kvmesh_text::{Conversation, Delta, ReasoningFormat, StreamOptions, TextModel, TextStream};
+use kvmesh_text::{
+    Conversation, Delta, Encoded, ReasoningFormat, StreamOptions, TextModel, TextStream,
+};
 use pyo3::{
+    exceptions::PyOverflowError,
     prelude::*,
     types::{PyBytes, PyTuple},
 };
@@ -75,16 +78,25 @@ impl PyTextModel {
             .map_err(to_py)
     }
 
-    /// Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt.
-    #[pyo3(signature = (text, add_special_tokens=false))]
-    fn encode(&self, py: Python<'_>, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
-        py.detach(|| self.0.encode(text, add_special_tokens))
-            .map_err(to_py)
+    /// Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt. Raises
+    /// OverflowError, with a number of tokens that it has at least, for a text that is seen to have more than `limit`
+    /// before all of it is tokenized.
+    #[pyo3(signature = (text, add_special_tokens=false, limit=None))]
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        add_special_tokens: bool,
+        limit: Option<usize>,
+    ) -> PyResult<Vec<u32>> {
+        let limit = limit.unwrap_or(usize::MAX);
+        tokens(py.detach(|| self.0.encode(text, add_special_tokens, limit)))
     }
 
     /// Token ids of what `render` gives. What it shares with earlier ones of the same scope is not tokenized again.
+    /// `limit` is as for `encode`.
     #[allow(clippy::too_many_arguments, reason = "mostly optional in Python")]
-    #[pyo3(signature = (messages_json, tools_json=None, args_json=None, add_generation_prompt=true, continue_final_message=false, scope=""))]
+    #[pyo3(signature = (messages_json, tools_json=None, args_json=None, add_generation_prompt=true, continue_final_message=false, scope="", limit=None))]
     fn encode_chat(
         &self,
         py: Python<'_>,
@@ -94,6 +106,7 @@ impl PyTextModel {
         add_generation_prompt: bool,
         continue_final_message: bool,
         scope: &str,
+        limit: Option<usize>,
     ) -> PyResult<Vec<u32>> {
         let conversation = Conversation {
             messages: messages_json,
@@ -102,8 +115,8 @@ impl PyTextModel {
             add_generation_prompt,
             continue_final_message,
         };
-        py.detach(|| self.0.encode_chat(&conversation, scope))
-            .map_err(to_py)
+        let limit = limit.unwrap_or(usize::MAX);
+        tokens(py.detach(|| self.0.encode_chat(&conversation, scope, limit)))
     }
 
     /// The text of all of an output's ids at once. Unknown ids have none.
@@ -157,6 +170,13 @@ pub struct PyTextDelta {
     /// Pieces of tool calls: (index, id, name, piece of the arguments' JSON). `id` and `name` come with a call's first
     /// piece and are None after it.
     tool_calls: Vec<(u32, Option<String>, Option<String>, String)>,
+}
+
+fn tokens(encoded: kvmesh_core::Result<Encoded>) -> PyResult<Vec<u32>> {
+    match encoded.map_err(to_py)? {
+        Encoded::Tokens(tokens) => Ok(tokens),
+        Encoded::Beyond(least) => Err(PyOverflowError::new_err(least)),
+    }
 }
 
 impl From<Delta> for PyTextDelta {

@@ -4,6 +4,7 @@
 //! token ids of one answer into what a client sees.
 
 mod detokenizer;
+mod fewest;
 mod model;
 mod parse;
 mod segments;
@@ -13,7 +14,8 @@ mod template;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
-pub use model::TextModel;
+pub use fewest::Fewest;
+pub use model::{Encoded, TextModel};
 pub use parse::{Delta, Reasoning, ReasoningFormat, ToolCallDelta, ToolCalls, ToolFormat};
 pub use segments::Segments;
 pub use stop::StopStrings;

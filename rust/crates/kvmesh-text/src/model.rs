@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 
 use crate::{
     detokenizer::Detokenizer,
+    fewest::Fewest,
     parse::{ReasoningFormat, ToolFormat},
     segments::Segments,
     template::{ChatTemplates, Conversation},
@@ -15,11 +16,23 @@ use crate::{
 
 /// Tokens at a prompt's end that may hold the start of reasoning.
 const PROMPT_TAIL: usize = 16;
+/// Bytes that most texts have of each token: with fewer, finding out that a text is too long repays nothing.
+const USUAL: usize = 4;
+
+/// What a text became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoded {
+    /// Its token ids.
+    Tokens(Vec<u32>),
+    /// Nothing: it has at least so many tokens, more than were allowed.
+    Beyond(usize),
+}
 
 /// What a checkpoint's tokenizer files say. Immutable; shared by threads.
 pub struct TextModel {
     vocabulary: Arc<Vocabulary>,
     segments: Option<Segments>,
+    fewest: Option<Fewest>,
     templates: ChatTemplates,
     tool_format: Option<&'static ToolFormat>,
     reasoning_format: Option<ReasoningFormat>,
@@ -52,6 +65,7 @@ impl TextModel {
             tool_format: ToolFormat::of_template(source),
             reasoning_format: ReasoningFormat::of_template(source),
             segments: Segments::of(vocabulary.tokenizer()),
+            fewest: Fewest::of(&vocabulary),
             vocabulary: Arc::new(vocabulary),
             templates,
         })
@@ -77,24 +91,44 @@ impl TextModel {
         self.reasoning_format
     }
 
-    /// Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt.
-    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+    /// Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt. A text that is
+    /// certain to have more than `limit` tokens before it is tokenized is not; one with somewhat more may be.
+    pub fn encode(&self, text: &str, add_special_tokens: bool, limit: usize) -> Result<Encoded> {
+        if let Some(count) = self.beyond(text, limit) {
+            return Ok(Encoded::Beyond(count));
+        }
         let encoding = self
             .vocabulary
             .tokenizer()
             .encode_fast(text, add_special_tokens)
             .map_err(|error| Error::invalid(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(Encoded::Tokens(encoding.get_ids().to_vec()))
     }
 
     /// Token ids of a conversation. The template has written the special tokens. What the conversation shares with
-    /// earlier ones of the same `scope` is not tokenized again, where the tokenizer allows it.
-    pub fn encode_chat(&self, conversation: &Conversation, scope: &str) -> Result<Vec<u32>> {
+    /// earlier ones of the same `scope` is not tokenized again, where the tokenizer allows it. `limit` is as for
+    /// [`Self::encode`].
+    pub fn encode_chat(
+        &self,
+        conversation: &Conversation,
+        scope: &str,
+        limit: usize,
+    ) -> Result<Encoded> {
         let text = self.templates.render(conversation)?;
-        match &self.segments {
-            Some(segments) => segments.encode(self.vocabulary.tokenizer(), &text, scope),
-            None => self.encode(&text, false),
+        let Some(segments) = &self.segments else {
+            return self.encode(&text, false, limit);
+        };
+        match self.beyond(&text, limit) {
+            Some(count) => Ok(Encoded::Beyond(count)),
+            None => segments.encode(self.vocabulary.tokenizer(), &text, scope, limit),
         }
+    }
+
+    fn beyond(&self, text: &str, limit: usize) -> Option<usize> {
+        if text.len() / USUAL <= limit {
+            return None;
+        }
+        self.fewest.as_ref()?.beyond(text, limit)
     }
 
     /// The text of all of an output's ids at once.

@@ -10,6 +10,8 @@ use kvmesh_core::{Error, Result};
 use quick_cache::{Equivalent, Weighter, sync::Cache};
 use tokenizers::Tokenizer;
 
+use crate::model::Encoded;
+
 /// Bytes of texts and tokens that are remembered.
 const CAPACITY: u64 = 64 << 20;
 /// Bytes; shorter pieces are tokenized sooner than found.
@@ -86,17 +88,26 @@ impl Segments {
         Some(Self { added, ids, met })
     }
 
-    /// The tokens of `text`, without those of a post-processor.
-    pub fn encode(&self, tokenizer: &Tokenizer, text: &str, scope: &str) -> Result<Vec<u32>> {
-        let mut tokens = Vec::with_capacity(text.len() / 3);
+    /// The tokens of `text`, without those of a post-processor. Stops once there are more than `limit`.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        scope: &str,
+        limit: usize,
+    ) -> Result<Encoded> {
+        let mut tokens = Vec::with_capacity((text.len() / 3).min(limit));
         let mut start = 0;
         for found in self.added.find_iter(text) {
             self.add(tokenizer, &text[start..found.start()], scope, &mut tokens)?;
             tokens.push(self.ids[found.pattern().as_usize()]);
             start = found.end();
+            if tokens.len() > limit {
+                return Ok(Encoded::Beyond(tokens.len()));
+            }
         }
         self.add(tokenizer, &text[start..], scope, &mut tokens)?;
-        Ok(tokens)
+        Ok(Encoded::Tokens(tokens))
     }
 
     fn add(

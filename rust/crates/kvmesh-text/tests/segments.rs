@@ -1,6 +1,6 @@
 //! Pieces that are remembered make the tokens that the whole text makes.
 
-use kvmesh_text::Segments;
+use kvmesh_text::{Encoded, Segments};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -105,8 +105,16 @@ proptest! {
                 grown += text;
                 for scope in ["", "", "tenant:x"] {
                     let whole = tokenizer.encode_fast(grown.as_str(), false).expect("tokens");
-                    let pieces = segments.encode(&tokenizer, &grown, scope).expect("tokens");
-                    prop_assert_eq!(whole.get_ids(), &pieces[..], "{:?}", grown);
+                    let pieces = segments.encode(&tokenizer, &grown, scope, usize::MAX).expect("tokens");
+                    let count = whole.get_ids().len();
+                    prop_assert_eq!(pieces, Encoded::Tokens(whole.get_ids().to_vec()), "{:?}", grown);
+                    // Where it is cut short it says no more than there are.
+                    for limit in [0, count / 2, count] {
+                        match segments.encode(&tokenizer, &grown, scope, limit).expect("tokens") {
+                            Encoded::Tokens(tokens) => prop_assert_eq!(tokens.len(), count),
+                            Encoded::Beyond(least) => prop_assert!(limit < least && least <= count),
+                        }
+                    }
                 }
             }
         }

@@ -50,6 +50,14 @@ _HUGE_BYTES = 1 << 20
 _huge = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer-huge")
 
 
+class TooLong(Exception):
+    """A text has more tokens than were asked for, at least `tokens` of them; not all of it was tokenized."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
 class Tokenizer:
     """Text to token ids. What an answer's ids say is for `kvmesh.core.TextStream`, over `text`."""
 
@@ -60,16 +68,24 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self.text.has_chat_template
 
-    async def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a plain prompt, if `special` with the special tokens the model wants around it."""
-        return await _run(len(text), partial(self.text.encode, text, special))
+    async def encode(self, text: str, special: bool = True, limit: int | None = None) -> list[int]:
+        """Token ids of a plain prompt, if `special` with the special tokens the model wants around it.
+
+        Raises TooLong for one that is seen to have more than `limit` before all of it is tokenized; others
+        that have more are returned.
+        """
+        return await _run(len(text), partial(self.text.encode, text, special, limit))
 
     async def decode(self, token_ids: list[int], skip_special: bool) -> str:
         """The text of token ids; bytes that are no UTF-8 are replaced."""
         return await _run(len(token_ids), partial(self.text.decode, token_ids, skip_special))
 
     async def encode_chat(
-        self, messages: list[dict[str, Any]], template_args: dict[str, Any], scope: str
+        self,
+        messages: list[dict[str, Any]],
+        template_args: dict[str, Any],
+        scope: str,
+        limit: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins or goes on.
 
@@ -77,7 +93,7 @@ class Tokenizer:
         template is to see. What was met in the same `scope` before is not tokenized again; no other can tell.
 
         Raises KvmeshError(INVALID_ARGUMENT, param="messages") when the template refuses the conversation,
-        UNSUPPORTED when the model has no template.
+        UNSUPPORTED when the model has no template; TooLong as `encode` does.
         """
         if not self.has_chat_template:
             raise KvmeshError(
@@ -93,7 +109,7 @@ class Tokenizer:
         try:
             spoken, offered = orjson.dumps(messages), orjson.dumps(tools) if tools else None
             written = (spoken, offered, orjson.dumps(args))
-            encode = partial(self.text.encode_chat, *written, begin, go_on, scope)
+            encode = partial(self.text.encode_chat, *written, begin, go_on, scope, limit)
             return await _run(len(spoken) + len(offered or b""), encode)
         # A TypeError is of values that are nested too deep to be written.
         except (TypeError, ValueError) as error:
@@ -166,7 +182,10 @@ def _unusable(path: str, why: str) -> KvmeshError:
 
 
 async def _run(size: int, function: Callable[[], _T]) -> _T:
-    if size <= _INLINE_BYTES:
-        return function()
-    threads = _threads if size < _HUGE_BYTES else _huge
-    return await asyncio.get_running_loop().run_in_executor(threads, function)
+    try:
+        if size <= _INLINE_BYTES:
+            return function()
+        threads = _threads if size < _HUGE_BYTES else _huge
+        return await asyncio.get_running_loop().run_in_executor(threads, function)
+    except OverflowError as error:
+        raise TooLong(error.args[0]) from None

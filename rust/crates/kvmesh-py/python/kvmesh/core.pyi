@@ -47,6 +47,9 @@ def hash_tokens(tokens: _Tokens, page_size: int, namespace: bytes = b"") -> NDAr
     of another length, TypeError for tokens that are not integers.
     """
 
+def largest_token(tokens: _Tokens) -> int:
+    """The largest of token ids; 0 of none."""
+
 def packed_field(field: int, tokens: _Tokens) -> bytes:
     """A protobuf field `repeated uint32` of this number, packed: fit to be put behind a serialized message
     without it. `tokens` as for `hash_tokens`; raises as that does."""
@@ -1065,8 +1068,14 @@ class TextModel:
         conversation.
         """
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt."""
+    def encode(
+        self, text: str, add_special_tokens: bool = False, limit: int | None = None
+    ) -> list[int]:
+        """Token ids of a text. `add_special_tokens`: with those that the model wants around a plain prompt.
+
+        Raises OverflowError, with a number of tokens that it has at least, for a text that is seen to have more
+        than `limit` before all of it is tokenized.
+        """
 
     def encode_chat(
         self,
@@ -1076,9 +1085,10 @@ class TextModel:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         scope: str = "",
+        limit: int | None = None,
     ) -> list[int]:
         """Token ids of what `render` gives. What it shares with earlier ones of the same scope is not tokenized
-        again, where the tokenizer allows it."""
+        again, where the tokenizer allows it. `limit` is as for `encode`."""
 
     def decode(self, token_ids: _Tokens, skip_special: bool = True) -> str:
         """The text of all of an output's ids at once. Unknown ids have none."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from kvmesh.common.capabilities import missing, needed
 from kvmesh.common.errors import KvmeshError, invalid
+from kvmesh.core import largest_token
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.tenants.charge import Charge
+from kvmesh.frontend.tokenizer import TooLong
 from kvmesh.v1.common_pb2 import (
     CAPABILITY_CONSTRAIN,
     CAPABILITY_EMBED,
@@ -121,26 +121,36 @@ def check_prompt(model: Model, token_ids: array[int], param: str, *, embeds: boo
     """Raise KvmeshError unless the model takes the prompt and has room for an answer."""
     if not token_ids:
         raise invalid(f"{param} must not be empty", param)
-    if embeds:
-        _check_whole(model, token_ids, param)
-    elif len(token_ids) >= model.info.context_length:
-        raise KvmeshError(
-            ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
-            f"this model's maximum context length is {model.info.context_length} tokens, prompt and answer "
-            f"together, but the prompt alone has {len(token_ids)} tokens; shorten it",
-            param=param,
-        )
+    if len(token_ids) > most_tokens(model, embeds=embeds):
+        raise _too_long(model, str(len(token_ids)), param, embeds=embeds)
 
 
-def _check_whole(model: Model, token_ids: array[int], param: str) -> None:
-    """A prompt that is all there is: it may fill the context."""
-    if len(token_ids) > model.info.context_length:
-        raise KvmeshError(
-            ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
-            f"this model's maximum context length is {model.info.context_length} tokens, but {param} has "
-            f"{len(token_ids)} tokens; shorten it",
-            param=param,
-        )
+def most_tokens(model: Model, *, embeds: bool = False) -> int:
+    """Of a prompt. One that is embedded is all there is, and may fill the context."""
+    return model.info.context_length - (not embeds)
+
+
+async def within_context(
+    model: Model, prompt: Awaitable[list[int]], param: str, *, embeds: bool = False
+) -> list[int]:
+    """A prompt that is tokenized with `most_tokens` for a limit.
+
+    Raises KvmeshError where it was given up for its length, with the tokens that it has at least.
+    """
+    try:
+        return await prompt
+    except TooLong as error:
+        raise _too_long(model, f"at least {error.tokens}", param, embeds=embeds) from None
+
+
+def _too_long(model: Model, tokens: str, param: str, *, embeds: bool) -> KvmeshError:
+    most = f"this model's maximum context length is {model.info.context_length} tokens"
+    has = f"but {param} has" if embeds else "prompt and answer together, but the prompt alone has"
+    return KvmeshError(
+        ErrorCode.ERROR_CODE_CONTEXT_LENGTH_EXCEEDED,
+        f"{most}, {has} {tokens} tokens; shorten it",
+        param=param,
+    )
 
 
 def check_ids(model: Model, token_ids: Collection[int], param: str) -> None:
@@ -151,7 +161,7 @@ def check_ids(model: Model, token_ids: Collection[int], param: str) -> None:
 
 def check_prompt_ids(model: Model, token_ids: array[int], param: str) -> None:
     """`check_ids` for a prompt, which may be long and is not empty."""
-    if np.frombuffer(token_ids, np.uint32).max() >= model.info.vocab_size:
+    if largest_token(token_ids) >= model.info.vocab_size:
         raise _outside(model, param)
 
 

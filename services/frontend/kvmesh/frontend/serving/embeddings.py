@@ -14,7 +14,7 @@ from kvmesh.common.errors import invalid
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.models import Model
 from kvmesh.frontend.protocol import EmbeddingRequest
-from kvmesh.frontend.serving.call import Call, check_embeds
+from kvmesh.frontend.serving.call import Call, check_embeds, most_tokens, within_context
 from kvmesh.frontend.serving.session import Session
 from kvmesh.frontend.tenants.charge import Share
 from kvmesh.v1.engine_pb2 import SamplingParams
@@ -84,6 +84,11 @@ def _shortened(rows: NDArray[np.float32], dimensions: int) -> NDArray[np.float32
     return (rows / length).astype("<f4")
 
 
+async def _encoded(model: Model, text: str, param: str) -> list[int]:
+    encoded = model.tokenizer.encode(text, limit=most_tokens(model, embeds=True))
+    return await within_context(model, encoded, param, embeds=True)
+
+
 async def _calls(
     gateway: Gateway,
     body: EmbeddingRequest,
@@ -98,13 +103,14 @@ async def _calls(
         if number % _AT_ONCE == 0:
             # Short texts are tokenized without leaving the loop.
             await asyncio.sleep(0)
+        param = f"input[{number}]" if len(inputs) > 1 else "input"
         calls.append(
             gateway.call(
                 f"{request_id}-{number}" if number else request_id,
                 model,
-                await model.tokenizer.encode(given) if isinstance(given, str) else given,
+                await _encoded(model, given, param) if isinstance(given, str) else given,
                 SamplingParams(),
-                param=f"input[{number}]" if len(inputs) > 1 else "input",
+                param=param,
                 received=received,
                 ids_from_client=not isinstance(given, str),
                 default_output=0,

@@ -13,7 +13,7 @@ from kvmesh.frontend.protocol.generation import choice_seed
 from kvmesh.frontend.protocol.long import conversation
 from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.frontend.serving.answers import Answers
-from kvmesh.frontend.serving.call import Call, check_generates
+from kvmesh.frontend.serving.call import Call, check_generates, most_tokens, within_context
 from kvmesh.frontend.serving.text import Reading, TextOptions
 from kvmesh.frontend.tenants.charge import Share
 from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN
@@ -36,7 +36,9 @@ async def chat_answers(
     turns, template_args = await conversation(body), body.template_args()
     calls = _Calls(gateway, body, request_id, received, timeout_s)
     scope = gateway.cache_scope(body.kvmesh.tenant)
-    prompt = await calls.model.tokenizer.encode_chat(turns, template_args, scope)
+    model = calls.model
+    encoded = model.tokenizer.encode_chat(turns, template_args, scope, most_tokens(model))
+    prompt = await within_context(model, encoded, "messages")
     ignored = [] if calls.hold_calls(body) else ["strict"]
     if body.metadata and not body.store:
         ignored.append("metadata")
@@ -60,7 +62,9 @@ async def completion_answers(
     texts = []
     for prompt in body.prompts():
         if isinstance(prompt, str):
-            calls.add(await tokenizer.encode(prompt), "prompt", default_output=DEFAULT_MAX_TOKENS)
+            encoded = tokenizer.encode(prompt, limit=most_tokens(calls.model))
+            prompt_ids = await within_context(calls.model, encoded, "prompt")
+            calls.add(prompt_ids, "prompt", default_output=DEFAULT_MAX_TOKENS)
             texts.append(prompt)
         else:
             calls.add(prompt, "prompt", ids_from_client=True, default_output=DEFAULT_MAX_TOKENS)
@@ -180,6 +184,7 @@ class _Calls:
         self._params["constraint"] = named.param
 
     def _choice_sampling(self, choice: int) -> SamplingParams:
+        # `bound_output` completes it for its prompt.
         sampling = SamplingParams()
         sampling.CopyFrom(self._sampling)
         if sampling.HasField("seed"):
