@@ -297,7 +297,7 @@ class KvbmConfig(Listen):
     shm_dir: str = "/dev/shm"
     """directory of the arena file; must be memory-backed"""
     eviction: Literal["default", "class-index", "lru", "gdsf", "s3-fifo"] = "default"
-    """which blocks leave a full tier; `default`: by learned laws of return, guarded by LRU and GDSF"""
+    """which blocks leave a full tier; `default`: learned laws of return, LRU and GDSF by vote"""
     nvme: NvmeTierConfig = NvmeTierConfig()
     object: ObjectTierConfig = ObjectTierConfig()
     pin_bytes_per_tenant: int = Field(default=0, ge=0)
