@@ -4,9 +4,9 @@
 
 A cache of some number of blocks gets every request's prompt; a hit is the longest cached prefix, and the
 second half of the requests is counted. FILE is JSON lines as Mooncake's: `timestamp` (milliseconds; without
-it, requests are a second apart), `input_length` (tokens), `hash_ids` (one a block of 512 tokens). Of a
-folder, all such files are used; default: $KVMESH_TRACES, else `../shared/traces`. Made-up traces (scans,
-rounds, Zipf, phases) need no file.
+it, requests are a second apart), `input_length` (tokens), `hash_ids` (one a block of 512 tokens); gzip may
+have packed them. Of a folder, all such files are used; default: $KVMESH_TRACES, else `../shared/traces`.
+Made-up traces (scans, rounds, Zipf, phases) need no file.
 
 Goals, on Mooncake's conversation trace: the hit rates a class index with known return laws comes to; with a
 hint "will return" that is right 80 % of the time .23 at 5,000 blocks; on every trace and size at most .003
@@ -16,12 +16,16 @@ below the better of LRU and GDSF; a million touches a second on one core.
 from __future__ import annotations
 
 import argparse
+import gzip
+import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
+from typing import Any, TextIO
 
 from harness import CONVERSATIONS, ROOT, TRACES, Cell, Report, main, say
 
@@ -37,33 +41,57 @@ SPEED = 1e6
 Results = dict[str, dict[int, tuple[float, float]]]
 
 
+class BadTrace(ValueError):
+    """A trace that cannot be used; says which line and why."""
+
+
 def find_traces(path: Path) -> list[Path]:
     """The files at or below `path` that name the blocks of each request."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
+    files = [path] if path.is_file() else sorted([*path.rglob("*.jsonl"), *path.rglob("*.jsonl.gz")])
     return [file for file in files if names_blocks(file)]
 
 
+def open_text(file: Path) -> TextIO:
+    """The file's text, also of one that gzip has made."""
+    with file.open("rb") as source:
+        packed = source.read(2) == b"\x1f\x8b"
+    return gzip.open(file, "rt", encoding="utf-8") if packed else file.open(encoding="utf-8")
+
+
 def names_blocks(file: Path) -> bool:
-    with file.open() as lines:
-        first = next(lines, "")
-    return '"hash_ids"' in first
+    with open_text(file) as lines:
+        try:
+            return any('"hash_ids"' in line for line in itertools.islice(lines, 1))
+        except UnicodeDecodeError:
+            return False
 
 
 def as_text(file: Path) -> str:
-    """The trace as the simulator reads it: seconds, tokens and block ids of a request in a line."""
+    """The trace as the simulator reads it, in order of arrival.
 
-    def lines() -> Iterator[str]:
-        latest = 0.0
-        with file.open() as source:
-            for number, line in enumerate(source):
-                if not line.strip():
-                    continue
+    A line is a request: seconds, tokens, and its blocks. Ids may be whatever JSON has: equal ones get one
+    number. Raises BadTrace.
+    """
+    numbers: dict[Any, int] = {}
+    requests: list[tuple[float, int, str]] = []
+    with open_text(file) as source:
+        for number, line in enumerate(source):
+            if not line.strip():
+                continue
+            try:
                 request = json.loads(line)
-                latest = max(latest, request.get("timestamp", 1e3 * number) / 1e3)
-                blocks = " ".join(str(block) for block in request["hash_ids"])
-                yield f"{latest} {request['input_length']} {blocks}"
-
-    return "\n".join(lines())
+                seconds = float(request.get("timestamp", 1e3 * number)) / 1e3
+                tokens = int(request["input_length"])
+                blocks = [numbers.setdefault(block, len(numbers)) for block in request["hash_ids"]]
+            except KeyError as missing:
+                raise BadTrace(f"{file}, line {number + 1}: no {missing}") from missing
+            except (ValueError, TypeError, AttributeError) as wrong:
+                raise BadTrace(f"{file}, line {number + 1}: {wrong}") from wrong
+            if not (math.isfinite(seconds) and 0 <= tokens < 1 << 48):
+                raise BadTrace(f"{file}, line {number + 1}: {seconds} s, {tokens} tokens")
+            requests.append((seconds, tokens, " ".join(map(str, blocks))))
+    requests.sort(key=lambda request: request[0])
+    return "\n".join(f"{seconds} {tokens} {blocks}" for seconds, tokens, blocks in requests)
 
 
 def simulator() -> Path:
@@ -125,9 +153,8 @@ async def run(report: Report, quick: bool) -> None:
     program = simulator()
     rounds = 1 if quick else 5
     slowest: dict[str, float] = {}
-    for file in traces:
+    for file, text in traces.items():
         say(f"{file.name}")
-        text = as_text(file)
         sizes = SIZES[::2] if quick else SIZES
         known = file.stem == CONVERSATIONS.stem
         results = simulate(program, "-", sizes, POLICIES, text)
@@ -153,9 +180,17 @@ if __name__ == "__main__":
     parser.add_argument("--trace", type=Path)
     arguments, rest = parser.parse_known_args()
     place = arguments.trace or TRACES
-    traces = find_traces(place) if place.exists() else []
+    if arguments.trace and not place.exists():
+        sys.exit(f"{place} is not there")
+    try:
+        traces = {file: as_text(file) for file in find_traces(place)} if place.exists() else {}
+    except (OSError, EOFError, zlib.error, BadTrace) as error:
+        sys.exit(f"error: {error}")
     if not traces and arguments.trace:
-        sys.exit(f"no file at {place} has `hash_ids`: pass --trace FILE with `input_length` and `hash_ids`")
+        sys.exit(
+            f"no file at {place} has `hash_ids` in its first line: pass --trace FILE with "
+            "`input_length` and `hash_ids`, as Mooncake's and aiperf's have them; Azure's name no blocks"
+        )
     if not traces:
         say(f"no traces at {place}: made-up ones only; set KVMESH_TRACES, or pass --trace FILE")
     sys.argv[1:] = rest

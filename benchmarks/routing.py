@@ -16,11 +16,17 @@ by 10 or 30 %. A decision in process takes <= 10 us at 64 workers and <= 30 us a
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
+import shutil
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,25 +77,31 @@ def build() -> tuple[Path, Path]:
     return target / "peer" / "release" / "routing-peer", target / "release" / "examples" / "decision"
 
 
+class SimulationFailed(Exception):
+    """The simulator's own words, such as what is wrong with a trace."""
+
+
 class Simulator:
     """Runs the simulator; each answer holds the figures of every router and seed."""
 
     def __init__(self, binary: Path, trace: Path, workers: int, blocks: int, seeds: int) -> None:
         self._binary = binary
-        self._trace = trace
+        self.trace = trace
         self._workers = workers
         self._blocks = blocks
         self._seeds = seeds
 
     def run(self, scenario: Scenario, routers: Sequence[str], rate_error: float = 0.0) -> dict[str, Figures]:
-        command = [self._binary, "--json", "--trace", self._trace, "--router", ",".join(routers)]
+        command = [self._binary, "--json", "--trace", self.trace, "--router", ",".join(routers)]
         command += ["--blocks", self._blocks, "--rate", scenario.rate, "--spread-ms", scenario.spread_ms]
         command += ["--seeds", self._seeds, "--rate-error", rate_error]
         if scenario.split:
             command += ["--prefill", scenario.split[0], "--decode", scenario.split[1]]
         else:
             command += ["--workers", self._workers]
-        done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            raise SimulationFailed(done.stderr.strip() or f"the simulator ended with {done.returncode}")
         return {name: Figures(runs) for name, runs in json.loads(done.stdout)["routers"].items()}
 
 
@@ -145,13 +157,49 @@ def measure_decisions(report: Report, binary: Path) -> None:
         report.add(Cell(f"decision, {workers} workers", "us", "lower", value, goal=goal, note=note))
 
 
+@contextmanager
+def unpacked(trace: Path) -> Iterator[Path]:
+    """The trace, or what gzip has packed in it, under its name, for as long as it is used."""
+    if trace.suffix != ".gz" or not trace.exists():
+        yield trace
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / trace.stem
+        try:
+            with gzip.open(trace) as packed, plain.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (OSError, EOFError, zlib.error) as error:
+            raise SimulationFailed(f"{trace}: {error}") from error
+        yield plain
+
+
+def compare(report: Report, arguments: argparse.Namespace, simulator: Simulator, seeds: int) -> None:
+    scenarios = SCENARIOS
+    if arguments.trace or arguments.rate:
+        rate = arguments.rate or 1.0
+        scenarios = (
+            Scenario(f"raw x{rate:g}", rate),
+            Scenario(f"spread x{rate:g}", rate, TICK_MS),
+        )
+    if not simulator.trace.exists():
+        say(
+            f"no {simulator.trace}: the routers are not compared; set KVMESH_TRACES, or name one with --trace"
+        )
+        scenarios = ()
+    for scenario in scenarios:
+        say(f"{scenario.name}, {seeds} seed{'s' if seeds > 1 else ''}")
+        measure(report, simulator, scenario)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--quick", action="store_true", help="one seed: a look, not a measurement")
-    parser.add_argument("--trace", type=Path, help="another trace: Mooncake .jsonl or Azure .csv")
+    parser.add_argument(
+        "--trace", type=Path, help="another trace: Mooncake .jsonl or Azure .csv, or one of them .gz"
+    )
     parser.add_argument("--workers", type=int, default=8, help="aggregated workers (8)")
     parser.add_argument("--blocks", type=int, default=4096, help="blocks of 512 tokens a worker (4096)")
     parser.add_argument("--rate", type=float, help="one rate, raw and spread, in place of all scenarios")
@@ -163,25 +211,15 @@ def main() -> None:
         parser.error("the rate must be above 0")
     report = Report("routing", machine(), versions())
     os.environ.setdefault("CARGO_TERM_COLOR", "never")
-    binary, decision = build()
     trace = arguments.trace or CONVERSATIONS
-    if arguments.trace and not trace.exists():
-        parser.error(f"{trace} is not there")
+    if arguments.trace and not trace.is_file():
+        parser.error(f"{trace} is not there, or not a file")
+    binary, decision = build()
     seeds = 1 if arguments.quick else arguments.seeds
-    simulator = Simulator(binary, trace, arguments.workers, arguments.blocks, seeds)
-    scenarios = SCENARIOS
-    if arguments.trace or arguments.rate:
-        rate = arguments.rate or 1.0
-        scenarios = (
-            Scenario(f"raw x{rate:g}", rate),
-            Scenario(f"spread x{rate:g}", rate, TICK_MS),
+    with unpacked(trace) as plain:
+        compare(
+            report, arguments, Simulator(binary, plain, arguments.workers, arguments.blocks, seeds), seeds
         )
-    if not trace.exists():
-        say(f"no {trace}: the routers are not compared; set KVMESH_TRACES, or name a trace with --trace")
-        scenarios = ()
-    for scenario in scenarios:
-        say(f"{scenario.name}, {seeds} seed{'s' if seeds > 1 else ''}")
-        measure(report, simulator, scenario)
     measure_decisions(report, decision)
     if arguments.json:
         print(report.to_json())
@@ -190,4 +228,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SimulationFailed as failed:
+        sys.exit(str(failed))

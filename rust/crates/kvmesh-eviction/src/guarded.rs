@@ -1,24 +1,22 @@
-//! The default: the class index, guarded by LRU and GDSF.
+//! The default: the class index, LRU and GDSF by vote.
 //!
-//! Each of the three manages a cache without bytes of the same capacity, from the same uses. Whose cache has hit more
-//! lately leads, and the real cache follows it: what the leader's cache does not hold leaves first, and what that
-//! refuses is refused. So the real cache is never far from the best of the three, whatever the traffic.
+//! Each of the three manages a cache without bytes of the same capacity, from the same uses, and its word counts the
+//! more, the more that cache has hit of late ([`Votes`]). What they hold by the least weight leaves the real cache
+//! first. So it holds what the one holds that is clearly ahead; and while none is, what most of them hold, which is
+//! about as good as each, where following whoever was ahead last would be worse than all.
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use crate::votes::{EXPERTS, Holders, Votes};
 use crate::{
     BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Link, Lru, PrefixCache, Tick, Use, entry,
 };
 
-/// Scores are halved after so many uses for each block in the cache, and at least.
-const HALF_LIFE: f64 = 4.0;
-const LEAST_HALF_LIFE: f64 = 4096.0;
-/// Hits beyond the leader's that change the leader, for each use of a half-life.
-const MARGIN: f64 = 0.001;
-/// A leader stays for as many uses as there are blocks, divided by this: a change sorts all that may leave anew.
-const TERM: u64 = 8;
+/// What was hit counts half after so many uses for each block in the cache, and at least.
+const HALF_LIFE: f64 = 32.0;
+const LEAST_HALF_LIFE: f64 = 16_384.0;
 
 /// The expert that has an opinion on when a block returns.
 const CLASS_INDEX: usize = 0;
@@ -27,8 +25,6 @@ struct Expert {
     cache: PrefixCache,
     /// Hits in the current operation.
     hits: f64,
-    /// Hits beyond the leader's since it leads; the past is discounted.
-    lead: f64,
 }
 
 /// A block that some expert or the real cache holds.
@@ -41,6 +37,7 @@ struct Node {
     used: Tick,
     /// In the real cache.
     real: Link,
+    holders: Holders,
 }
 
 /// A block of the real cache.
@@ -50,32 +47,32 @@ struct Real {
     node: Link,
     present: bool,
     offered: bool,
+    /// Who holds it, while it is offered.
+    holders: Holders,
     used: Tick,
 }
 
 /// The policy. Memory: what its three policies take, and one entry for each block that one of their caches holds.
 pub struct Guarded {
-    experts: [Expert; 3],
-    leader: usize,
+    experts: [Expert; EXPERTS],
+    votes: Votes,
     ids: FxHashMap<Key, BlockId>,
     nodes: Vec<Node>,
     vacant: Vec<BlockId>,
     real: Vec<Real>,
     len: usize,
     capacity: usize,
-    /// The offered blocks of the real cache that the leader's cache holds, and those it does not.
-    kept: BTreeSet<(Tick, BlockId)>,
-    spare: BTreeSet<(Tick, BlockId)>,
+    /// The offered blocks of the real cache, by who holds them.
+    offered: [BTreeSet<(Tick, BlockId)>; 1 << EXPERTS],
     tick: Tick,
-    /// Uses in the current operation, and since the leader leads.
+    /// Uses in the current operation.
     uses: u64,
-    led: u64,
     evicted: Vec<BlockId>,
 }
 
 impl Default for Guarded {
     fn default() -> Self {
-        let policies: [Box<dyn EvictionPolicy>; 3] = [
+        let policies: [Box<dyn EvictionPolicy>; EXPERTS] = [
             Box::new(ClassIndex::default()),
             Box::new(Lru::default()),
             Box::new(Gdsf::default()),
@@ -84,20 +81,17 @@ impl Default for Guarded {
             experts: policies.map(|policy| Expert {
                 cache: PrefixCache::new(policy, usize::MAX),
                 hits: 0.0,
-                lead: 0.0,
             }),
-            leader: 0,
+            votes: Votes::default(),
             ids: FxHashMap::default(),
             nodes: Vec::new(),
             vacant: Vec::new(),
             real: Vec::new(),
             len: 0,
             capacity: usize::MAX,
-            kept: BTreeSet::new(),
-            spare: BTreeSet::new(),
+            offered: Default::default(),
             tick: 0,
             uses: 0,
-            led: 0,
             evicted: Vec::new(),
         }
     }
@@ -123,8 +117,10 @@ impl Guarded {
             let found = cache.touch(node, parent, at, &mut evicted);
             *hits += f64::from(u8::from(found));
             if !found && cache.holds(node) {
-                self.nodes[node.at()].references += 1;
-                self.sort(expert, node);
+                let known = &mut self.nodes[node.at()];
+                known.references += 1;
+                known.holders |= 1 << expert;
+                self.sort(node);
             }
             self.evicted = evicted;
             self.settle(expert);
@@ -154,6 +150,7 @@ impl Guarded {
             references: 0,
             used: 0,
             real: Link::NONE,
+            holders: 0,
         };
         let node = match self.vacant.pop() {
             Some(node) => {
@@ -185,15 +182,15 @@ impl Guarded {
     /// What an expert has evicted is not its any more.
     fn settle(&mut self, expert: usize) {
         while let Some(node) = self.evicted.pop() {
-            self.sort(expert, node);
+            self.nodes[node.at()].holders &= !(1 << expert);
+            self.sort(node);
             self.release(node);
         }
     }
 
-    /// Puts a real block to those kept or spared, after a change of an expert's cache.
-    fn sort(&mut self, expert: usize, node: BlockId) {
-        if expert == self.leader
-            && let Some(block) = self.nodes[node.at()].real.get()
+    /// Sorts a real block anew, after a change of who holds it.
+    fn sort(&mut self, node: BlockId) {
+        if let Some(block) = self.nodes[node.at()].real.get()
             && self.real[block.at()].offered
         {
             self.withdraw(block);
@@ -201,43 +198,21 @@ impl Guarded {
         }
     }
 
-    fn keeps(&self, node: Option<BlockId>) -> bool {
-        node.is_some_and(|node| self.experts[self.leader].cache.holds(node))
-    }
-
-    /// Ends an operation: notes what each expert has hit more than the leader. Who leads by enough becomes the leader.
+    /// Ends an operation: counts what each expert hit.
     fn compare(&mut self) {
         let half_life = LEAST_HALF_LIFE.max(HALF_LIFE * self.len as f64);
         let uses = std::mem::take(&mut self.uses);
-        self.led += uses;
-        let fade = f64::exp2(-(uses as f64) / half_life);
-        let of_leader = self.experts[self.leader].hits;
-        let mut best = (MARGIN * half_life, self.leader);
-        for (number, expert) in self.experts.iter_mut().enumerate() {
-            expert.lead = expert.lead * fade + std::mem::take(&mut expert.hits) - of_leader;
-            if expert.lead > best.0 {
-                best = (expert.lead, number);
-            }
-        }
-        if best.1 != self.leader && self.led * TERM >= self.len as u64 {
-            self.follow(best.1);
-        }
+        let hits = std::array::from_fn(|expert| std::mem::take(&mut self.experts[expert].hits));
+        self.votes
+            .count(hits, f64::exp2(-(uses as f64) / half_life));
     }
 
-    fn follow(&mut self, leader: usize) {
-        self.leader = leader;
-        self.led = 0;
-        for expert in &mut self.experts {
-            expert.lead = 0.0;
-        }
-        let offered: Vec<BlockId> = (self.kept.iter().chain(&self.spare))
-            .map(|&(_, block)| block)
-            .collect();
-        self.kept.clear();
-        self.spare.clear();
-        for block in offered {
-            self.offer(block);
-        }
+    /// The offered block that is held by the least weight, and who holds it.
+    fn least(&self) -> Option<(Holders, BlockId)> {
+        self.votes.order().iter().find_map(|&holders| {
+            let &(_, block) = self.offered[usize::from(holders)].first()?;
+            Some((holders, block))
+        })
     }
 
     /// The real cache has room for so many blocks.
@@ -277,20 +252,20 @@ impl EvictionPolicy for Guarded {
         if self.len != self.capacity {
             self.limit(self.len);
         }
-        let node = self.observe(at);
-        self.keeps(node)
+        let Some(node) = self.observe(at) else {
+            return false;
+        };
+        let weight = self.votes.weight(self.nodes[node.at()].holders);
+        weight > 0.0
+            && (self.least()).is_none_or(|(holders, _)| weight >= self.votes.weight(holders))
     }
 
     fn offer(&mut self, block: BlockId) {
         let real = &mut self.real[block.at()];
-        real.offered = true;
-        let place = (real.used, block);
         let node = real.node.get();
-        if self.keeps(node) {
-            self.kept.insert(place);
-        } else {
-            self.spare.insert(place);
-        }
+        real.offered = true;
+        real.holders = node.map_or(0, |node| self.nodes[node.at()].holders);
+        self.offered[usize::from(real.holders)].insert((real.used, block));
     }
 
     fn withdraw(&mut self, block: BlockId) {
@@ -298,8 +273,7 @@ impl EvictionPolicy for Guarded {
             && real.offered
         {
             real.offered = false;
-            let place = (real.used, block);
-            let _ = self.kept.remove(&place) || self.spare.remove(&place);
+            self.offered[usize::from(real.holders)].remove(&(real.used, block));
         }
     }
 
@@ -315,6 +289,7 @@ impl EvictionPolicy for Guarded {
             for expert in 0..self.experts.len() {
                 if self.experts[expert].cache.holds(node) {
                     self.experts[expert].cache.remove(node);
+                    self.nodes[node.at()].holders &= !(1 << expert);
                     self.release(node);
                 }
             }
@@ -323,8 +298,7 @@ impl EvictionPolicy for Guarded {
     }
 
     fn victim(&mut self) -> Option<BlockId> {
-        let &(_, block) = self.spare.first().or_else(|| self.kept.first())?;
-        Some(block)
+        self.least().map(|(_, block)| block)
     }
 
     fn chance(&self, block: BlockId, key: Key) -> Option<f64> {

@@ -6,7 +6,7 @@
 //!
 //! * [`Lru`], [`Gdsf`], [`S3Fifo`]: the known ones.
 //! * [`ClassIndex`]: ranks by learned laws of return.
-//! * [`Guarded`]: the default; `ClassIndex`, or LRU or GDSF where one of them does better.
+//! * [`Guarded`]: the default; `ClassIndex`, LRU and GDSF by vote, each weighed by what it would have hit.
 //!
 //! [`PrefixCache`] is a cache without bytes, in which `Guarded` and [`simulate`] run policies.
 
@@ -19,6 +19,7 @@ mod lru;
 mod prefix_cache;
 mod s3fifo;
 pub mod simulate;
+mod votes;
 
 use std::str::FromStr;
 
