@@ -297,13 +297,9 @@ class KvbmConfig(Listen):
     shm_dir: str = "/dev/shm"
     """directory of the arena file; must be memory-backed"""
     eviction: Literal["default", "class-index", "lru", "gdsf", "s3-fifo"] = "default"
-<<<<<<< HEAD
-    """which blocks leave a full tier; `default`: by learned laws of return, guarded by LRU and GDSF"""
+    """which blocks leave a full tier; `default`: learned laws of return, LRU and GDSF by vote"""
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """tenants' shares of a full host tier; `*`: of each that is not named, else 1; empty: there are none"""
-=======
-    """which blocks leave a full tier; `default`: learned laws of return, LRU and GDSF by vote"""
->>>>>>> general
     nvme: NvmeTierConfig = NvmeTierConfig()
     object: ObjectTierConfig = ObjectTierConfig()
     pin_bytes_per_tenant: int = Field(default=0, ge=0)
