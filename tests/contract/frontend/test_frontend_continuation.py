@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,10 +11,17 @@ import httpx
 import pytest
 
 from fixtures.frontend import ANSWER, EXPLAIN, Split, chunks_of, error_of, frontend, hello, make
-from fixtures.scripted_worker import ROLE_AGGREGATED, ROLE_DECODE, ScriptedWorker, retryable_error
+from fixtures.scripted_worker import (
+    ROLE_AGGREGATED,
+    ROLE_DECODE,
+    ROLE_PREFILL,
+    ScriptedWorker,
+    retryable_error,
+)
 from fixtures.waiting import eventually
 from kvmesh.common.errors import invalid
 from kvmesh.v1.engine_pb2 import EngineRequest
+from kvmesh.v1.errors_pb2 import Error, ErrorCode
 
 
 def rest_of(answer: list[int], prompt: int) -> Callable[[EngineRequest], list[int]]:
@@ -132,6 +140,37 @@ async def test_a_worker_that_comes_is_taken_though_a_dead_one_is_still_listed(an
         assert len(comes.received) == 1
         await eventually(lambda: front.idle(comes), timeout=2)
         await comes.kill()
+
+
+async def test_who_says_that_the_other_half_was_lost_is_not_lost(answer_ids: list[int]) -> None:
+    """A prefill worker dies with the decode worker, and is listed until after that one has come back."""
+    message = "the prefill engine cannot be reached"
+    async with frontend(recovery_s=30) as front:
+        front.mesh.listed_s = 20.0
+        dead, comes = (make(ROLE_DECODE, answer_ids, number) for number in range(2))
+        gone, prefill = (make(ROLE_PREFILL, answer_ids, number) for number in range(2))
+        dead.step_s = 0.02
+        await front.join(dead, gone)
+        stream = await front.openai.chat.completions.create(**hello(stream=True))
+        text, began = "", 0.0
+        async for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+            if text and not comes.received:
+                await dead.kill()
+                comes.script = rest_of(answer_ids, len(dead.received[0].token_ids))
+                lost = Error(code=ErrorCode.ERROR_CODE_WORKER_LOST, message=message, retryable=True)
+                comes.failure, comes.fail_at = lost, 0
+                await front.join(comes)
+                await eventually(lambda: comes.received)
+                comes.failure, began = None, time.monotonic()
+                await front.join(prefill)
+        assert text == ANSWER
+        # Well before the one that is thought lost would be asked again.
+        assert time.monotonic() - began < front.mesh.listed_s / 2
+        assert prefill.received
+        await eventually(lambda: front.idle(comes, prefill, gone), timeout=2)
+        for worker in (comes, prefill, gone):
+            await worker.kill()
 
 
 async def test_the_router_hears_of_each_part(

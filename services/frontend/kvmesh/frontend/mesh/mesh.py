@@ -40,6 +40,8 @@ class Mesh:
         self.placer = Placer(self._routers, FallbackPlacement(discovery))
         # Seconds an answer waits for a worker to go on at.
         self.recovery_s = config.frontend.recovery_s
+        # Seconds for which a worker that is gone may still be listed.
+        self.listed_s = config.discovery.ttl_s + config.discovery.heartbeat_s
         # Requests alive now.
         self.sessions: set[LiveRequest] = set()
 

@@ -56,6 +56,8 @@ class Attempt:
         self.done = False
         self.error: KvmeshError | None = None
         self.failed_worker = ""
+        # The one that is not there any more, if that is why.
+        self.lost_worker = ""
         # `time.monotonic` of the first token, or of the vector.
         self.first_at = 0.0
         self.generate_timing = EngineTiming()
@@ -128,6 +130,20 @@ class Attempt:
             self.failed_worker = worker
             self._complete()
 
+    def lost(self, error: KvmeshError, worker: str) -> None:
+        """Fail because a worker is not there any more."""
+        self.lost_worker = worker
+        self.fail(error, worker)
+
+    def reported(self, finish: Finish, worker: str) -> None:
+        """Fail with what a worker says of its half."""
+        error, placement = finish_error(finish, worker), self.routed.placement
+        if finish.HasField("error") and error.code == ErrorCode.ERROR_CODE_WORKER_LOST and not self.first_at:
+            # Who says that one was lost is there itself: it has lost the other half.
+            halves = (placement.decode.id, placement.prefill.id)
+            self.lost_worker = next((half for half in halves if half not in ("", worker)), "")
+        self.fail(error, worker)
+
     def cancel(self) -> None:
         """Stop both engines' work on it; idempotent."""
         self._complete()
@@ -160,7 +176,7 @@ class Attempt:
 
     def on_lost(self, error: KvmeshError) -> None:
         self._id = 0
-        self.fail(error, self.routed.placement.decode.id)
+        self.lost(error, self.routed.placement.decode.id)
 
     def prompt_scored(self, logprobs: Sequence[TokenLogprob]) -> None:
         """The prefill half's log probabilities of the prompt."""
@@ -183,7 +199,7 @@ class Attempt:
 
     def _on_finish(self, finish: Finish) -> None:
         if finish.reason not in (FINISH_REASON_STOP, FINISH_REASON_LENGTH):
-            self.fail(finish_error(finish, self.routed.placement.decode.id), self.routed.placement.decode.id)
+            self.reported(finish, self.routed.placement.decode.id)
             return
         self.finish = finish
         if self._prefill is None or self._prefill.over:
@@ -246,14 +262,14 @@ class _PrefillHalf:
             if self._attempt.routed.lease:
                 self._attempt.routed.lease.prefill_done(self.timing.transfer_ms)
         elif not self._attempt.first_at:
-            self._attempt.fail(finish_error(step.finish, self._link.worker_id), self._link.worker_id)
+            self._attempt.reported(step.finish, self._link.worker_id)
         self._attempt.prefill_over()
 
     def on_lost(self, error: KvmeshError) -> None:
         self.over = True
         # After the first token the KV has been handed over, and the answer goes on without this worker.
         if not self._attempt.first_at:
-            self._attempt.fail(error, self._link.worker_id)
+            self._attempt.lost(error, self._link.worker_id)
         self._attempt.prefill_over()
 
 

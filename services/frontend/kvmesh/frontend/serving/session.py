@@ -20,6 +20,7 @@ from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
 from kvmesh.v1.errors_pb2 import ErrorCode
+from kvmesh.v1.router_pb2 import WorkerRef
 
 log = structlog.get_logger()
 
@@ -51,8 +52,8 @@ class Session:
         self._continuation = Continuation(call)
         # Tokens that came from workers before this one.
         self._before = 0
-        # Processes that were lost with a part of this request; discovery may list them for a while.
-        self._lost: set[tuple[str, int]] = set()
+        # Processes that were lost with a part of this request, and until when discovery may list them.
+        self._lost: dict[tuple[str, int], float] = {}
         # Of the `next` that waits.
         self._taker: Take | None = None
         self._aborted: KvmeshError | None = None
@@ -201,7 +202,7 @@ class Session:
             if attempt.begun and self._continuation.possible and _helps_elsewhere(failure):
                 # They came together: the tokens are good, and `next` goes on from them.
                 return attempt
-            self._note_lost(attempt, failure)
+            self._note_lost(attempt)
             self._end_attempt()
             if not _helps_elsewhere(failure):
                 break
@@ -222,7 +223,7 @@ class Session:
         rest = self._continuation.rest()
         if rest is None or len(self.continued_on) == _MAX_CONTINUATIONS or not _helps_elsewhere(failure):
             raise failure
-        self._note_lost(self._streaming, failure)
+        self._note_lost(self._streaming)
         self._end_attempt()
         self._note_failure("going on elsewhere", failure, worker)
         self._before = self.output_tokens
@@ -236,11 +237,11 @@ class Session:
         self._metrics.continuations.inc()
         return attempt
 
-    def _note_lost(self, attempt: Attempt, failure: KvmeshError) -> None:
+    def _note_lost(self, attempt: Attempt) -> None:
         placement = attempt.routed.placement
         for worker in (placement.decode, placement.prefill):
-            if worker.id == attempt.failed_worker and failure.code == ErrorCode.ERROR_CODE_WORKER_LOST:
-                self._lost.add((worker.id, worker.incarnation))
+            if attempt.lost_worker and worker.id == attempt.lost_worker:
+                self._lost[worker.id, worker.incarnation] = time.monotonic() + self._mesh.listed_s
 
     def _note_failure(self, what: str, failure: KvmeshError, worker: str) -> None:
         reason = ErrorCode.Name(failure.code).removeprefix("ERROR_CODE_").lower()
@@ -265,7 +266,7 @@ class Session:
             self.route_ms += (time.perf_counter() - begun) * 1000
         placement = routed.placement
         workers = (placement.decode, placement.prefill)
-        lost = [worker.id for worker in workers if (worker.id, worker.incarnation) in self._lost]
+        lost = [worker.id for worker in workers if self._is_lost(worker)]
         if patient and lost:
             # Still listed, and it looks idle: others are asked first the next time.
             excluded += lost
@@ -282,6 +283,10 @@ class Session:
             self._mesh.link(placement.prefill, prefill=True) if split else None,
         )
         return attempt
+
+    def _is_lost(self, worker: WorkerRef) -> bool:
+        # One that is listed for longer is there, whatever was taken for its loss.
+        return time.monotonic() < self._lost.get((worker.id, worker.incarnation), 0.0)
 
     def _engine_request(self, call: Call, attempt: Attempt) -> EngineRequest:
         """Without the prompt."""
