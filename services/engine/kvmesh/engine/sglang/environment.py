@@ -62,7 +62,7 @@ def on_cpus(engines: int) -> dict[str, str]:
     return {
         # More threads than cores over all engines make each of them wait for the others.
         "OMP_NUM_THREADS": str(max(1, cores // max(1, engines))),
-        # At the end of each of a step's many parallel regions a thread that spins takes the core from the one
-        # it waits for, where anything else runs on the machine: a step takes several times as long.
+        # At the end of each of a step's many parallel regions a thread that spins would keep a core from the
+        # one it waits for, where anything else runs on the machine.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
