@@ -152,7 +152,7 @@ def test_engines_on_a_cpu_are_forked(
         if own is not None:
             # What it imports reads the same settings as in an engine's own process.
             assert asked in own.command
-            for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+            for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"):
                 assert own.environment[name] == specs[worker].environment[name]
         else:
             assert (asked or config.engine.forkserver_socket) == (forkserver or "")

@@ -62,7 +62,8 @@ def on_cpus(engines: int) -> dict[str, str]:
     return {
         # More threads than cores over all engines make each of them wait for the others.
         "OMP_NUM_THREADS": str(max(1, cores // max(1, engines))),
-        # At the end of each of a step's many parallel regions a thread that spins would keep a core from the
-        # one it waits for, where anything else runs on the machine.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # Of libgomp's threads at the end of each of a step's many parallel regions. Those that spin for long keep
+        # a core from the one they wait for, where anything else runs on the machine; to wake those that do not
+        # spin at all takes long itself. (libgomp's own: 300,000.)
+        "GOMP_SPINCOUNT": "4000",
     }
