@@ -62,8 +62,8 @@ def on_cpus(engines: int) -> dict[str, str]:
     return {
         # More threads than cores over all engines make each of them wait for the others.
         "OMP_NUM_THREADS": str(max(1, cores // max(1, engines))),
-        # At the end of each of a step's many parallel regions threads wait for one another. One that spins for
-        # long keeps a core from the one it waits for, where anything else runs on the machine; one that does
-        # not spin has to be woken each time. (libgomp's own: 300,000.)
+        # At the end of each of a step's many parallel regions threads wait for one another. One that spins
+        # for long keeps a core from the one it waits for, where anything else runs on the machine; one that
+        # does not spin has to be woken each time. (libgomp's own: 300,000.)
         "GOMP_SPINCOUNT": "4000",
     }
