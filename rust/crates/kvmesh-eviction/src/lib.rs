@@ -6,30 +6,30 @@
 //!
 //! * [`Lru`], [`Gdsf`], [`S3Fifo`]: the known ones.
 //! * [`ClassIndex`]: ranks by learned laws of return.
-//! * [`Guarded`]: the default; `ClassIndex`, LRU and GDSF by vote, each weighed by what it would have hit.
+//! * [`Voting`]: the default; `ClassIndex`, LRU and GDSF by vote, each weighed by what it would have hit.
 //!
-//! [`PrefixCache`] is a cache without bytes, in which `Guarded` and [`simulate`] run policies.
+//! [`PrefixCache`] is a cache without bytes, in which `Voting` and [`simulate`] run policies.
 
 mod class_index;
 mod gdsf;
 mod ghosts;
-mod guarded;
 mod laws;
 mod lru;
 mod prefix_cache;
 mod s3fifo;
 pub mod simulate;
 mod votes;
+mod voting;
 
 use std::str::FromStr;
 
 pub use class_index::ClassIndex;
 pub use gdsf::Gdsf;
 pub use ghosts::Ghosts;
-pub use guarded::Guarded;
 pub use lru::Lru;
 pub use prefix_cache::PrefixCache;
 pub use s3fifo::S3Fifo;
+pub use voting::Voting;
 
 /// A point in the order of a tier's operations: all blocks of one chain that are used together share one.
 pub type Tick = u64;
@@ -132,10 +132,10 @@ pub trait EvictionPolicy: Send {
 /// The policies by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// [`Guarded`].
+    /// [`Voting`].
     #[default]
     Default,
-    /// [`ClassIndex`], unguarded.
+    /// [`ClassIndex`] alone.
     ClassIndex,
     /// [`Lru`].
     Lru,
@@ -169,7 +169,7 @@ impl Policy {
     /// A policy for one cache.
     pub fn build(self) -> Box<dyn EvictionPolicy> {
         match self {
-            Self::Default => Box::new(Guarded::default()),
+            Self::Default => Box::new(Voting::default()),
             Self::ClassIndex => Box::new(ClassIndex::default()),
             Self::Lru => Box::new(Lru::default()),
             Self::Gdsf => Box::new(Gdsf::default()),

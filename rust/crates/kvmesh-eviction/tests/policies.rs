@@ -297,7 +297,7 @@ fn the_default_is_never_far_below_lru_and_gdsf() {
 }
 
 #[test]
-fn the_guard_takes_over_where_the_class_index_fails() {
+fn the_others_outvote_the_class_index_where_it_fails() {
     let trace = made_up("retired", 1000);
     let of = |policy: Policy| rate(&trace, policy.build(), 1500);
     let lru = of(Policy::Lru);

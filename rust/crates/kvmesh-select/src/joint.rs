@@ -191,13 +191,12 @@ impl Selector {
 
     /// Milliseconds until a prompt should be on its way to a worker; not above 0 where it should be now.
     fn until_free_ms(&self, worker: &Worker, now: f64) -> f64 {
-        let seat = Seat::new(
-            now,
-            worker,
-            &self.rates[worker.class],
-            self.leases.slots(worker.id),
-        );
-        let astray = self.errors.share() * worker.queue.predicted_ms();
+        let slots = self.leases.slots(worker.id);
+        self.until_seat_free_ms(&Seat::new(now, worker, &self.rates[worker.class], slots))
+    }
+
+    fn until_seat_free_ms(&self, seat: &Seat<'_>) -> f64 {
+        let astray = self.errors.share() * seat.worker.queue.predicted_ms();
         seat.backlog_ms - SLACK_MS.max(seat.step_ms).max(astray)
     }
 
@@ -297,7 +296,7 @@ impl Selector {
         begins.push(candidates.len());
         let mut firsts = Vec::new();
         for (column, pass) in passes.iter().enumerate() {
-            if self.until_free_ms(seats[column].worker, context.now) <= 0.0 {
+            if self.until_seat_free_ms(&seats[column]) <= 0.0 {
                 let first = |&item: &usize| {
                     let of_item = &candidates[begins[item]..begins[item + 1]];
                     let here = |candidate: &&Candidate| candidate.prefill == columns[column];

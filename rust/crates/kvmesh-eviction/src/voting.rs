@@ -53,7 +53,7 @@ struct Real {
 }
 
 /// The policy. Memory: what its three policies take, and one entry for each block that one of their caches holds.
-pub struct Guarded {
+pub struct Voting {
     experts: [Expert; EXPERTS],
     votes: Votes,
     ids: FxHashMap<Key, BlockId>,
@@ -70,7 +70,7 @@ pub struct Guarded {
     evicted: Vec<BlockId>,
 }
 
-impl Default for Guarded {
+impl Default for Voting {
     fn default() -> Self {
         let policies: [Box<dyn EvictionPolicy>; EXPERTS] = [
             Box::new(ClassIndex::default()),
@@ -97,7 +97,7 @@ impl Default for Guarded {
     }
 }
 
-impl Guarded {
+impl Voting {
     /// Lets the experts see a use, once an operation; returns the block's node if anybody holds it.
     fn observe(&mut self, at: &Use) -> Option<BlockId> {
         let node = self.resolve(at);
@@ -227,7 +227,7 @@ impl Guarded {
     }
 }
 
-impl EvictionPolicy for Guarded {
+impl EvictionPolicy for Voting {
     fn used(&mut self, block: BlockId, at: &Use) {
         let node = self.observe(at);
         let real = entry(&mut self.real, block);
