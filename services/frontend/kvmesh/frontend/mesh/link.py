@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import structlog
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.streams import StreamHub
+from kvmesh.core import read_steps
 from kvmesh.v1.engine_pb2 import (
     CancelRequest,
     EngineRequest,
     GenerateRequest,
-    GenerateResponse,
     PrefillRequest,
-    PrefillResponse,
     RequestStep,
 )
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -27,10 +26,14 @@ _DELIMITED = 2
 
 
 class StepSink(Protocol):
-    """Who started a request on a link. Both are called on the event loop and must not block or raise."""
+    """Who started a request on a link. All are called on the event loop and must not block or raise."""
+
+    def on_tokens(self, token_ids: Sequence[int]) -> None:
+        """An engine step that gave the request tokens and nothing else, as most do."""
+        ...
 
     def on_step(self, step: RequestStep) -> None:
-        """What an engine step gave the request; the last one has `finish`."""
+        """Any other step; the last one has `finish`."""
         ...
 
     def on_lost(self, error: KvmeshError) -> None:
@@ -53,7 +56,6 @@ class Link:
         self._on_closed: Callable[[], object] | None = None
         self._command: Any = PrefillRequest if prefill else GenerateRequest
         self._start = _varint(self._command.START_FIELD_NUMBER << 3 | _DELIMITED)
-        self._response: Any = PrefillResponse if prefill else GenerateResponse
         method = "/kvmesh.v1.PrefillService/Prefill" if prefill else "/kvmesh.v1.DecodeService/Generate"
         self._stream = hub.open(address, method, self)
 
@@ -96,13 +98,17 @@ class Link:
 
     def on_message(self, message: bytes) -> None:
         sinks = self._sinks
-        for step in self._response.FromString(message).steps:
+        for request_id, token_ids, whole in read_steps(message):
             # Without a sink it was cancelled, and this step crossed the cancellation.
-            sink = sinks.get(step.id)
+            sink = sinks.get(request_id)
             if sink is None:
                 continue
+            if whole is None:
+                sink.on_tokens(token_ids)
+                continue
+            step = RequestStep.FromString(whole)
             if step.HasField("finish"):
-                del sinks[step.id]
+                del sinks[request_id]
             sink.on_step(step)
 
     def on_half_close(self) -> None:

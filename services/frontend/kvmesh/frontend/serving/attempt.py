@@ -148,6 +148,14 @@ class Attempt:
         """Stop both engines' work on it; idempotent."""
         self._complete()
 
+    def on_tokens(self, token_ids: Sequence[int]) -> None:
+        if not self.first_at:
+            self._came()
+        # What came before goes first.
+        if self._taker is None or self.tokens or not self._taker(token_ids):
+            self.tokens.extend(token_ids)
+            self._wake()
+
     def on_step(self, step: RequestStep) -> None:
         if step.token_ids:
             self._came()
@@ -247,6 +255,9 @@ class _PrefillHalf:
         if not self.over:
             self.over = True
             self._link.cancel(self._id)
+
+    def on_tokens(self, token_ids: Sequence[int]) -> None:
+        """Its token is the other half's to send."""
 
     def on_step(self, step: RequestStep) -> None:
         if step.HasField("cached"):
