@@ -1,7 +1,7 @@
 """Every Prometheus metric of kvmesh, by role; names start with `kvmesh_<role>_`.
 
 Each function builds its family once a process, so that a role exposes only what it measures. Units are
-in the names; `_total` marks counters.
+in the names; `_total` marks counters. Those of `counting` are the event loop's alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from kvmesh.common import counting
 
 # Seconds; those of OpenTelemetry's `gen_ai.server` conventions.
 TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -32,11 +34,11 @@ class RpcMetrics:
 
     def __init__(self, role: str) -> None:
         prefix = f"kvmesh_{role}_rpc"
-        self.requests = Counter(f"{prefix}_requests_total", "RPCs that ended", ["method", "code"])
-        self.duration = Histogram(
+        self.requests = counting.Counter(f"{prefix}_requests_total", "RPCs that ended", ["method", "code"])
+        self.duration = counting.Histogram(
             f"{prefix}_duration_seconds", "from receipt to status", ["method"], buckets=RPC_BUCKETS
         )
-        self.in_flight = Gauge(f"{prefix}_in_flight", "RPCs running now", ["method"])
+        self.in_flight = counting.Gauge(f"{prefix}_in_flight", "RPCs running now", ["method"])
         # To find a label's metric costs more than to count.
         self.ended_as = cache(self.requests.labels)
         self.duration_of = cache(self.duration.labels)
@@ -61,31 +63,33 @@ class FrontendMetrics:
 
     def __init__(self) -> None:
         p = "kvmesh_frontend"
-        self.requests = Counter(f"{p}_requests_total", "requests that ended", ["endpoint", "status"])
-        self.in_flight = Gauge(f"{p}_in_flight_requests", "requests running now", ["endpoint"])
-        self.duration = Histogram(
+        self.requests = counting.Counter(f"{p}_requests_total", "requests that ended", ["endpoint", "status"])
+        self.in_flight = counting.Gauge(f"{p}_in_flight_requests", "requests running now", ["endpoint"])
+        self.duration = counting.Histogram(
             f"{p}_request_duration_seconds",
             "from receipt to the last byte",
             ["endpoint"],
             buckets=DURATION_BUCKETS,
         )
-        self.ttft = Histogram(
+        self.ttft = counting.Histogram(
             f"{p}_time_to_first_token_seconds", "from receipt to the first token", buckets=TTFT_BUCKETS
         )
-        self.itl = Histogram(
+        self.itl = counting.Histogram(
             f"{p}_inter_token_latency_seconds", "between tokens of a stream", buckets=ITL_BUCKETS
         )
-        self.isl = Histogram(f"{p}_input_sequence_tokens", "prompt lengths", buckets=TOKEN_BUCKETS)
-        self.osl = Histogram(f"{p}_output_sequence_tokens", "answer lengths", buckets=TOKEN_BUCKETS)
-        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of prompts")
-        self.output_tokens = Counter(f"{p}_output_tokens_total", "tokens sent to clients")
-        self.cached_tokens = Counter(
+        self.isl = counting.Histogram(f"{p}_input_sequence_tokens", "prompt lengths", buckets=TOKEN_BUCKETS)
+        self.osl = counting.Histogram(f"{p}_output_sequence_tokens", "answer lengths", buckets=TOKEN_BUCKETS)
+        self.prompt_tokens = counting.Counter(f"{p}_prompt_tokens_total", "tokens of prompts")
+        self.output_tokens = counting.Counter(f"{p}_output_tokens_total", "tokens sent to clients")
+        self.cached_tokens = counting.Counter(
             f"{p}_cached_tokens_total", "prompt tokens that were not computed", ["tier"]
         )
         self.cached_by_tier = by_tier(self.cached_tokens)
-        self.disconnects = Counter(f"{p}_disconnects_total", "clients that left before their answer was over")
-        self.retries = Counter(f"{p}_retries_total", "placements tried again", ["reason"])
-        self.continuations = Counter(
+        self.disconnects = counting.Counter(
+            f"{p}_disconnects_total", "clients that left before their answer was over"
+        )
+        self.retries = counting.Counter(f"{p}_retries_total", "placements tried again", ["reason"])
+        self.continuations = counting.Counter(
             f"{p}_continuations_total", "answers that went on at another worker when theirs was lost"
         )
 
@@ -95,13 +99,13 @@ class TenantMetrics:
 
     def __init__(self) -> None:
         p, labels = "kvmesh_frontend_tenant", ["tenant", "model"]
-        self.requests = Counter(
+        self.requests = counting.Counter(
             f"{p}_requests_total", "requests that were answered, in part at least", labels
         )
-        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of their prompts", labels)
-        self.cached_tokens = Counter(f"{p}_cached_tokens_total", "of these, not computed", labels)
-        self.output_tokens = Counter(f"{p}_output_tokens_total", "tokens generated", labels)
-        self.refused = Counter(
+        self.prompt_tokens = counting.Counter(f"{p}_prompt_tokens_total", "tokens of their prompts", labels)
+        self.cached_tokens = counting.Counter(f"{p}_cached_tokens_total", "of these, not computed", labels)
+        self.output_tokens = counting.Counter(f"{p}_output_tokens_total", "tokens generated", labels)
+        self.refused = counting.Counter(
             f"{p}_refused_total", "requests refused for their key or its limits", ["tenant", "reason"]
         )
 
@@ -111,111 +115,121 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         p = "kvmesh_router"
-        self.placements = Counter(f"{p}_placements_total", "requests placed", ["policy", "mode"])
+        self.placements = counting.Counter(f"{p}_placements_total", "requests placed", ["policy", "mode"])
         # To find a label's metric costs more than to count.
         self.placed_by = cache(self.placements.labels)
-        self.refusals = Counter(f"{p}_refusals_total", "requests not placed", ["code"])
-        self.decision = Histogram(
+        self.refusals = counting.Counter(f"{p}_refusals_total", "requests not placed", ["code"])
+        self.decision = counting.Histogram(
             f"{p}_decision_seconds",
             "of computing, to place one request",
             buckets=(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1, 1.0),
         )
-        self.waited = Histogram(
+        self.waited = counting.Histogram(
             f"{p}_waited_seconds",
             "from a request to its placement",
             buckets=(1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
         )
-        self.held = Gauge(f"{p}_held_requests", "requests that wait for a worker")
-        self.withdrawn = Counter(f"{p}_withdrawn_total", "requests taken back while they waited")
-        self.ttft_predicted = Counter(
+        self.held = counting.Gauge(f"{p}_held_requests", "requests that wait for a worker")
+        self.withdrawn = counting.Counter(f"{p}_withdrawn_total", "requests taken back while they waited")
+        self.ttft_predicted = counting.Counter(
             f"{p}_ttft_predicted_seconds_total",
             "predicted from placement to first token, of those that had one",
         )
-        self.ttft_actual = Counter(f"{p}_ttft_actual_seconds_total", "what it really was, of the same")
-        self.ttft_error = Histogram(
+        self.ttft_actual = counting.Counter(
+            f"{p}_ttft_actual_seconds_total", "what it really was, of the same"
+        )
+        self.ttft_error = counting.Histogram(
             f"{p}_ttft_error_seconds",
             "difference of the two, whatever its sign",
             buckets=(1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
         )
-        self.shadow_placements = Counter(
+        self.shadow_placements = counting.Counter(
             f"{p}_shadow_placements_total",
             "placements that a policy looked on at, and whether it would have made them",
             ["policy", "choice"],
         )
-        self.shadow_cost = Counter(
+        self.shadow_cost = counting.Counter(
             f"{p}_shadow_cost_seconds_total",
             "predicted cost of the shadow's choices, and of the live ones; their difference is the regret",
             ["policy", "of"],
         )
         # Below 0 where the shadow's choice would have cost more.
-        self.shadow_regret = Histogram(
+        self.shadow_regret = counting.Histogram(
             f"{p}_shadow_regret_seconds",
             "predicted cost that the shadow's choice would have saved",
             ["policy"],
             buckets=(-1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1, 10),
         )
-        self.shadow_ttft = Counter(
+        self.shadow_ttft = counting.Counter(
             f"{p}_shadow_ttft_seconds_total", "predicted time to the first token, of both", ["policy", "of"]
         )
-        self.log_lines = Counter(f"{p}_decision_log_lines_total", "lines written to the decision log")
-        self.log_dropped = Counter(
+        self.log_lines = counting.Counter(
+            f"{p}_decision_log_lines_total", "lines written to the decision log"
+        )
+        self.log_dropped = counting.Counter(
             f"{p}_decision_log_dropped_total", "lines that were not; the log says where"
         )
-        self.log_failing = Gauge(f"{p}_decision_log_failing", "models whose log could not be written last")
-        self.prompt_tokens = Counter(f"{p}_prompt_tokens_total", "tokens of placed prompts")
-        self.cached_tokens = Counter(
+        self.log_failing = counting.Gauge(
+            f"{p}_decision_log_failing", "models whose log could not be written last"
+        )
+        self.prompt_tokens = counting.Counter(f"{p}_prompt_tokens_total", "tokens of placed prompts")
+        self.cached_tokens = counting.Counter(
             f"{p}_cached_tokens_total", "tokens expected in a tier of the chosen worker", ["tier"]
         )
         self.cached_by_tier = by_tier(self.cached_tokens)
-        self.leases = Gauge(f"{p}_leases", "leases held now")
-        self.leaked_leases = Gauge(
+        self.leases = counting.Gauge(f"{p}_leases", "leases held now")
+        self.leaked_leases = counting.Gauge(
             f"{p}_leaked_leases", "held leases that nobody will end, and slots whose lease is gone; 0"
         )
-        self.leases_ended = Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
+        self.leases_ended = counting.Counter(f"{p}_leases_ended_total", "leases that ended", ["reason"])
         self.ended_by = cache(self.leases_ended.labels)
-        self.unknown_leases = Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
-        self.replicas = Gauge(f"{p}_replicas", "other replicas that are heard")
-        self.foreign_leases = Gauge(f"{p}_foreign_leases", "leases of other replicas, counted with here")
-        self.replica_lag = Gauge(
+        self.unknown_leases = counting.Counter(f"{p}_unknown_leases_total", "reports on leases not held here")
+        self.replicas = counting.Gauge(f"{p}_replicas", "other replicas that are heard")
+        self.foreign_leases = counting.Gauge(
+            f"{p}_foreign_leases", "leases of other replicas, counted with here"
+        )
+        self.replica_lag = counting.Gauge(
             f"{p}_replica_lag_seconds", "age of the oldest change that another replica has not acknowledged"
         )
-        self.replica_messages = Counter(
+        self.replica_messages = counting.Counter(
             f"{p}_replica_messages_total", "messages of other replicas, by what they showed", ["result"]
         )
-        self.replica_resyncs = Counter(
+        self.replica_resyncs = counting.Counter(
             f"{p}_replica_resyncs_total", "times all leases of a replica were asked for", ["why"]
         )
-        self.replica_reports = Counter(
+        self.replica_reports = counting.Counter(
             f"{p}_replica_reports_total",
             "reports on leases of other replicas: forwarded, taken by the owner, or dropped",
             ["result"],
         )
-        self.replica_takeovers = Counter(
+        self.replica_takeovers = counting.Counter(
             f"{p}_replica_takeovers_total", "leases taken over from replicas that were lost"
         )
-        self.workers = Gauge(f"{p}_workers", "workers by role and state", ["role", "state"])
-        self.batches = Counter(f"{p}_index_batches_total", "KV event batches", ["result"])
-        self.gaps = Counter(f"{p}_index_gaps_total", "gaps in the holders' sequences, each repaired")
-        self.divergences = Counter(
+        self.workers = counting.Gauge(f"{p}_workers", "workers by role and state", ["role", "state"])
+        self.batches = counting.Counter(f"{p}_index_batches_total", "KV event batches", ["result"])
+        self.gaps = counting.Counter(f"{p}_index_gaps_total", "gaps in the holders' sequences, each repaired")
+        self.divergences = counting.Counter(
             f"{p}_index_divergences_total", "digests that showed an index unlike its holder, each repaired"
         )
-        self.repairs = Counter(
+        self.repairs = counting.Counter(
             f"{p}_index_repairs_total", "replays and snapshots asked for", ["by", "result"]
         )
-        self.lag = Gauge(f"{p}_index_behind_batches", "batches known of but not applied, over all holders")
-        self.index_blocks = Gauge(f"{p}_index_blocks", "(block, holder, tier) entries")
-        self.index_bytes = Gauge(f"{p}_index_bytes", "memory of the prefix index")
+        self.lag = counting.Gauge(
+            f"{p}_index_behind_batches", "batches known of but not applied, over all holders"
+        )
+        self.index_blocks = counting.Gauge(f"{p}_index_blocks", "(block, holder, tier) entries")
+        self.index_bytes = counting.Gauge(f"{p}_index_bytes", "memory of the prefix index")
         # The index counts; a counter of ours cannot be made to read that.
-        self.index_forgotten = Gauge(
+        self.index_forgotten = counting.Gauge(
             f"{p}_index_forgotten_blocks", "blocks forgotten at the memory cap since the start"
         )
-        self.prefetches = Counter(
+        self.prefetches = counting.Counter(
             f"{p}_prefetches_total", "hints to stores to bring a placed prompt's blocks up", ["result"]
         )
-        self.hints = Counter(
+        self.hints = counting.Counter(
             f"{p}_hints_total", "what requests say of their return, told to stores", ["result"]
         )
-        self.index_holders = Gauge(f"{p}_index_holders", "holders known", ["state"])
+        self.index_holders = counting.Gauge(f"{p}_index_holders", "holders known", ["state"])
 
 
 class WorkerMetrics:
