@@ -65,13 +65,19 @@ def offered_together(workers: Iterable[WorkerInfo]) -> frozenset[Names]:
     return frozenset(of_role.get(ROLE_AGGREGATED, set()).union(a & b for a, b in pairs))
 
 
-def missing(model: str, needs: Names, offers: Iterable[Names]) -> KvmeshError | None:
+# Few models are asked for few things, again and again.
+@lru_cache(1024)
+def met(needs: Names, offers: frozenset[Names]) -> bool:
+    """Whether some of the workers that make `offers` have all `needs`."""
+    return any(needs <= offer for offer in offers)
+
+
+def missing(model: str, needs: Names, offers: frozenset[Names]) -> KvmeshError | None:
     """UNSUPPORTED, naming what no worker of `model` has; None where some offer all `needs`, or none is known.
 
     `offers` are `offered_together` of its workers, whatever these do now.
     """
-    offers = list(offers)
-    if not offers or any(needs <= offer for offer in offers):
+    if not offers or met(needs, offers):
         return None
     nowhere = needs.difference(*offers)
     what = " and ".join(_said(name) for name in sorted(nowhere or needs))

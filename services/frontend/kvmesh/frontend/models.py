@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from kvmesh.common.capabilities import Names, capability_name, offered_together
+from kvmesh.common.capabilities import Names, met, needed, offered_together
 from kvmesh.common.discovery.contract import Discovery
 from kvmesh.common.errors import KvmeshError
 from kvmesh.core import REASONING_FORMATS, TOOL_FORMATS
@@ -73,8 +73,7 @@ class Model:
 
     def can(self, capability: Capability) -> bool:
         """Whether some of its workers have a capability."""
-        name = capability_name(capability)
-        return any(name in offer for offer in self.offers)
+        return met(needed((capability,)), self.offers)
 
 
 class Models:

@@ -25,13 +25,14 @@ class Charge:
 
     def __init__(
         self,
-        take: Callable[[Amounts], Awaitable[None]],
-        settle: Callable[[int, Used], None],
+        take: Callable[[Amounts], Awaitable[None]] | None,
+        settle: Callable[[int, Used | None], None],
         share: Share,
         prompt_tokens: int,
         output_tokens: int,
     ) -> None:
-        """`take` charges or raises; `settle` gets what was not used of it (negative: more was), and usage."""
+        """`take` charges or raises; None: nothing is limited. `settle` gets what was not used of it (negative:
+        more was), and usage, None of an answer that never had any."""
         self._take = take
         self._settle = settle
         self._share = share
@@ -41,18 +42,20 @@ class Charge:
 
     async def reserve(self) -> None:
         """Raises KvmeshError: RATE_LIMITED or QUOTA_EXHAUSTED; then nothing is charged."""
-        await self._take({"tokens": self._wanted, "month": self._wanted})
-        self._reserved = self._wanted
+        if self._take is not None:
+            await self._take({"tokens": self._wanted, "month": self._wanted})
+            self._reserved = self._wanted
 
     def settle(
         self, *, started: bool, output_tokens: int, cached: CachedTokens, reasoning_tokens: int = 0
     ) -> None:
         """The answer is over, with so many tokens; one that never had any costs nothing. Call it once."""
-        used = Used()
-        if started:
-            used = Used(int(self._share.request), self._prompt_tokens, output_tokens=output_tokens)
-            used.reasoning_tokens = reasoning_tokens
-            self._add_cached(used, cached)
+        if not started:
+            self._settle(self._reserved, None)
+            return
+        used = Used(int(self._share.request), self._prompt_tokens, output_tokens=output_tokens)
+        used.reasoning_tokens = reasoning_tokens
+        self._add_cached(used, cached)
         self._settle(self._reserved - used.prompt_tokens - used.output_tokens, used)
 
     def _add_cached(self, used: Used, cached: CachedTokens) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 
@@ -132,16 +133,13 @@ class Tenants:
         output = output_tokens if said else min(output_tokens, self.config.assumed_output_tokens)
         account = self.account(caller)
 
-        async def take(need: Amounts) -> None:
-            if account is not None:
-                await self.take(account, need)
-
-        def settle(unused: int, used: Used) -> None:
+        def settle(unused: int, used: Used | None) -> None:
             if account is not None:
                 account.give({"tokens": unused, "month": unused})
-            if used != Used():
+            if used is not None:
                 self.usage.count(caller.tenant, model, used)
 
+        take = partial(self.take, account) if account is not None else None
         return Charge(take, settle, share, prompt_tokens, output)
 
     def _refused(self, tenant: str, reason: str) -> None:

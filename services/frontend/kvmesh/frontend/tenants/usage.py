@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 
@@ -45,12 +45,15 @@ class Used:
     reasoning_tokens: int = 0
 
     def add(self, other: Used) -> None:
-        for name in _COUNTS:
-            if more := getattr(other, name):
-                setattr(self, name, getattr(self, name) + more)
-
-
-_COUNTS = tuple(field.name for field in fields(Used))
+        self.requests += other.requests
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_device_tokens += other.cached_device_tokens
+        self.cached_host_tokens += other.cached_host_tokens
+        self.cached_nvme_tokens += other.cached_nvme_tokens
+        self.cached_network_tokens += other.cached_network_tokens
+        self.reasoning_tokens += other.reasoning_tokens
 
 
 @dataclass(frozen=True, slots=True)
