@@ -3,6 +3,7 @@
 mod answer;
 mod error;
 mod hash;
+mod http;
 mod index;
 mod integers;
 mod kvbm;
@@ -23,6 +24,8 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(hash::event_namespace_seed, module)?)?;
     module.add_function(wrap_pyfunction!(integers::largest_token, module)?)?;
     module.add_function(wrap_pyfunction!(wire::packed_field, module)?)?;
+    module.add_function(wrap_pyfunction!(wire::read_steps, module)?)?;
+    module.add_function(wrap_pyfunction!(http::read_plain_request, module)?)?;
     module.add_class::<index::PyPrefixIndex>()?;
     module.add_function(wrap_pyfunction!(kvbm::page_digests, module)?)?;
     module.add_class::<kvbm::StoreServer>()?;

@@ -54,6 +54,25 @@ def packed_field(field: int, tokens: _Tokens) -> bytes:
     """A protobuf field `repeated uint32` of this number, packed: fit to be put behind a serialized message
     without it. `tokens` as for `hash_tokens`; raises as that does."""
 
+def read_steps(message: bytes) -> list[tuple[int, list[int], bytes | None]]:
+    """The steps of a serialized `GenerateResponse` or `PrefillResponse`: the request's id, its new tokens, and the
+    serialized `RequestStep` where it says more than these, else None.
+
+    Raises ValueError for what is no such message.
+    """
+
+_PlainRequest: TypeAlias = tuple[str, list[tuple[bytes, bytes]], dict[str, Any], bytes | None]
+
+def read_plain_request(data: bytes, max_header_bytes: int, max_body_bytes: int) -> _PlainRequest | int | None:
+    """What an HTTP client sent since its last request.
+
+    A plain one, to an endpoint that generates, of fields that say how tokens are chosen and no more: its path, its
+    headers with names in small letters, its fields by name, those that are null left out, and a completion's prompt
+    of token ids as the bytes of an array of 32-bit integers, which then is not among the fields. The beginning of
+    what may be one: the number of bytes that it lacks. Anything else, and what is out of bounds: None; then nothing
+    is known of it, and no error either.
+    """
+
 class HashChain:
     """The hashes of a conversation that grows: each token is hashed once.
 

@@ -32,6 +32,17 @@ class KeepAlive:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if "plain" in scope["state"]:
+            # Its connection knows when anything was written, and whether the answer is one in chunks.
+            stream = self._watch(scope)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._streams.discard(stream)
+            return
+        await self._watch_events(scope, receive, send)
+
+    async def _watch_events(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream: _Stream | None = None
 
         def send_watched(message: Message) -> Awaitable[None]:

@@ -14,9 +14,11 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.http.plain import PlainCycle, PlainProtocol
+from kvmesh.frontend.protocol.plain import PlainBody
 from kvmesh.frontend.serving.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
 
@@ -24,14 +26,21 @@ log = structlog.get_logger()
 
 
 def bounded_protocol(
-    max_header_bytes: int, header_timeout_s: float, write_timeout_s: float, idle_s: float
+    most_header_bytes: int,
+    most_body_bytes: int,
+    header_timeout_s: float,
+    write_timeout_s: float,
+    idle_s: float,
 ) -> type[asyncio.Protocol]:
     """The protocol of one server. A request's line and headers have `header_timeout_s` from their first byte,
     a new connection `idle_s` for that byte. A client that is behind, or has the rest of its answer still to
-    take, must take some of it every `write_timeout_s`."""
+    take, must take some of it every `write_timeout_s`. Larger bodies than `most_body_bytes` are the
+    application's to refuse.
+    """
 
     class Bounded(_BoundedProtocol):
-        _max_header_bytes = max_header_bytes
+        max_header_bytes = most_header_bytes
+        max_body_bytes = most_body_bytes
         _header_timeout_s = header_timeout_s
         _write_timeout_s = write_timeout_s
         _idle_s = idle_s
@@ -39,22 +48,19 @@ def bounded_protocol(
     return Bounded
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    _max_header_bytes: int
+class _BoundedProtocol(PlainProtocol):
     _header_timeout_s: float
     _write_timeout_s: float
     _idle_s: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._on_lost: Callable[[], object] | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         # Bytes that were left to take when that was set.
         self._untaken = 0
-        self.written_at = 0.0
 
     # What a request's endpoint may ask (`client_watch.Connection`).
 
@@ -80,6 +86,9 @@ class _BoundedProtocol(HttpToolsProtocol):
         )
 
     def write(self, chunk: bytes) -> None:
+        if isinstance(self.cycle, PlainCycle):
+            self.cycle.add_chunk(chunk)
+            return
         self.written_at = self.loop.time()
         self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
@@ -106,27 +115,32 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.disconnected:
             self._tell_lost()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
+    def parse(self, data: bytes) -> None:
+        super().parse(data)
+        if self.in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > self._max_header_bytes:
+            if self._head_bytes > self.max_header_bytes:
                 self._refuse(self._too_large())
             elif self._head_timer is None:
                 self._head_timer = self.loop.call_later(self._header_timeout_s, self._on_timeout)
 
+    def start_plain(self, path: str, headers: list[tuple[bytes, bytes]], body: PlainBody) -> None:
+        self._stop_timer()
+        super().start_plain(path, headers, body)
+        self._watch_reader()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self.in_head = True
         self._head_bytes = 0
         self._stop_timer()
         self.scope["state"]["connection"] = self  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self.in_head = False
         self._stop_timer()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size <= self._max_header_bytes:
+        if size <= self.max_header_bytes:
             super().on_headers_complete()
             self._watch_reader()
             return
@@ -184,12 +198,12 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _too_large(self) -> KvmeshError:
         return KvmeshError(
             ErrorCode.ERROR_CODE_HEADERS_TOO_LARGE,
-            f"the request's headers exceed {self._max_header_bytes} bytes; send less",
+            f"the request's headers exceed {self.max_header_bytes} bytes; send less",
         )
 
     def _refuse(self, error: KvmeshError) -> None:
         """Answer without the application, and close: what follows on this connection cannot be understood."""
-        self._in_head = False
+        self.in_head = False
         self._stop_timer()
         if self.transport.is_closing():
             return

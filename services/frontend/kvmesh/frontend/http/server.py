@@ -38,7 +38,11 @@ class HttpServer:
             loop="none",
             ssl_context_factory=(lambda *_: certificate.context) if certificate is not None else None,
             http=bounded_protocol(
-                config.max_header_bytes, config.header_timeout_s, config.write_timeout_s, _KEEP_ALIVE_S
+                config.max_header_bytes,
+                config.max_body_bytes,
+                config.header_timeout_s,
+                config.write_timeout_s,
+                _KEEP_ALIVE_S,
             ),
             ws="none",
             lifespan="off",

@@ -48,7 +48,7 @@ class AnswerResponse(Response):
         keep: Keep | None = None,
     ) -> None:
         """`call_is_function`: a call is spelled `function_call`."""
-        super().__init__()
+        # What Starlette sets up is for bodies that are there already.
         self._answers = answers
         self._chat = chat
         self._call_is_function = call_is_function

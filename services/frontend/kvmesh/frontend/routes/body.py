@@ -7,6 +7,7 @@ import asyncio
 from starlette.requests import Request
 
 from kvmesh.common.errors import KvmeshError
+from kvmesh.frontend.protocol.plain import PlainBody
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 
@@ -36,6 +37,11 @@ async def read_body(request: Request, limit: int) -> bytes:
             ErrorCode.ERROR_CODE_REQUEST_TIMEOUT,
             f"the request's body was not complete within {seconds:g} s; send it again",
         ) from None
+
+
+def plain_body(request: Request) -> PlainBody | None:
+    """The body, where it was read as a plain one with its request; then there is nothing else to read."""
+    return request.scope["state"].get("plain")
 
 
 async def _read(request: Request, limit: int) -> bytes:
