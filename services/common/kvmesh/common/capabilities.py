@@ -72,11 +72,12 @@ def met(needs: Names, offers: frozenset[Names]) -> bool:
     return any(needs <= offer for offer in offers)
 
 
-def missing(model: str, needs: Names, offers: frozenset[Names]) -> KvmeshError | None:
+def missing(model: str, needs: Names, offers: Iterable[Names]) -> KvmeshError | None:
     """UNSUPPORTED, naming what no worker of `model` has; None where some offer all `needs`, or none is known.
 
     `offers` are `offered_together` of its workers, whatever these do now.
     """
+    offers = frozenset(offers)
     if not offers or met(needs, offers):
         return None
     nowhere = needs.difference(*offers)
