@@ -31,8 +31,11 @@ class Charge:
         prompt_tokens: int,
         output_tokens: int,
     ) -> None:
-        """`take` charges or raises; None: nothing is limited. `settle` gets what is left of that (negative: what
-        was used beyond it), and usage, None of an answer that never had any."""
+        """`take` charges or raises; None: nothing is limited.
+
+        `settle` gets what is left of that, negative where more was used, and usage, None of an answer that
+        never had any.
+        """
         self._take = take
         self._settle = settle
         self._share = share
