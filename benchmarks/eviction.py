@@ -32,7 +32,7 @@ from harness import CONVERSATIONS, ROOT, TRACES, Cell, Report, main, say
 SIZES = (1_000, 5_000, 10_000, 30_000, 50_000)
 GOALS = (0.090, 0.190, 0.255, 0.354, 0.378)
 POLICIES = ("default", "class-index", "lru", "gdsf", "s3-fifo", "optimum")
-MADE_UP = ("scan", "loop", "two loops", "zipf", "drift", "retired", "phases", "chat", "agents")
+MADE_UP = ("scan", "loop", "two loops", "sawtooth", "zipf", "drift", "retired", "phases", "chat", "agents")
 MADE_UP_SIZES = (250, 500, 1_000, 1_500, 4_000)
 HINT_GOAL, HINT_SIZE, HINT_ACCURACY = 0.23, 5_000, 80
 GUARD = 0.003

@@ -11,6 +11,7 @@
 //! [`PrefixCache`] is a cache without bytes, in which `Voting` and [`simulate`] run policies.
 
 mod class_index;
+mod commitment;
 mod gdsf;
 mod ghosts;
 mod laws;

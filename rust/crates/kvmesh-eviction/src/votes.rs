@@ -4,6 +4,8 @@
 //! Hits come by chains, and one chain may be most of what an expert is ahead: so a lead is measured in its own
 //! deviation, the root of the sum of squares of what the rounds differed by.
 
+use crate::commitment::{Commitment, Round};
+
 pub(crate) const EXPERTS: usize = 3;
 const SETS: usize = 1 << EXPERTS;
 
@@ -15,6 +17,8 @@ const DECISION: f64 = 2.0;
 /// Deviations that an expert stays behind at most: however long another one was ahead, it may be caught up with soon
 /// after the traffic has changed.
 const FARTHEST: f64 = 2.0;
+/// A leader's odds, against all of the others together.
+const LEADS: f64 = 4.0;
 /// Differing rounds at which what was seen counts as much as that nothing was: a lead of few rounds is no proof.
 const DOUBT: f64 = 8.0;
 
@@ -27,6 +31,7 @@ pub(crate) struct Votes {
     squares: f64,
     /// Rounds in which they differed.
     rounds: f64,
+    commitment: Commitment,
     weights: [f64; SETS],
     order: [Holders; SETS],
 }
@@ -37,6 +42,7 @@ impl Default for Votes {
             scores: [0.0; EXPERTS],
             squares: 0.0,
             rounds: 0.0,
+            commitment: Commitment::default(),
             weights: [0.0; SETS],
             order: std::array::from_fn(|holders| holders as Holders),
         };
@@ -46,8 +52,9 @@ impl Default for Votes {
 }
 
 impl Votes {
-    /// Takes in what each expert hit in one round; what came before counts `fade` times as much.
-    pub(crate) fn count(&mut self, hits: [f64; EXPERTS], fade: f64) {
+    /// Takes in one round; what came before counts `fade` times as much.
+    pub(crate) fn count(&mut self, round: &Round, fade: f64) {
+        let hits = round.hits;
         let most = hits.iter().copied().fold(0.0, f64::max);
         let least = hits.iter().copied().fold(f64::INFINITY, f64::min);
         for (score, hits) in self.scores.iter_mut().zip(hits) {
@@ -56,7 +63,9 @@ impl Votes {
         let differ = most - least;
         self.squares = self.squares * fade + differ * differ;
         self.rounds = self.rounds * fade + f64::from(u8::from(differ > 0.0));
-        let limit = self.best() - FARTHEST * self.deviation();
+        let deviation = self.deviation();
+        self.commitment.count(round, fade, deviation);
+        let limit = self.best() - FARTHEST * deviation;
         for score in &mut self.scores {
             *score = score.max(limit);
         }
@@ -85,7 +94,10 @@ impl Votes {
             0.0
         };
         let best = self.best();
-        let odds = self.scores.map(|score| ((score - best) * scale).exp());
+        let mut odds = self.scores.map(|score| ((score - best) * scale).exp());
+        if let Some(leader) = self.commitment.leader() {
+            odds[leader] += LEADS * odds.iter().sum::<f64>();
+        }
         let all: f64 = odds.iter().sum();
         for (holders, weight) in self.weights.iter_mut().enumerate() {
             let holds = |&expert: &usize| holders >> expert & 1 == 1;
@@ -115,10 +127,19 @@ mod tests {
 
     const FADE: f64 = 0.999;
 
+    /// The real cache misses nothing, so that the vote decides.
+    fn round(hits: [f64; EXPERTS]) -> Round {
+        Round {
+            hits,
+            real: hits.iter().sum(),
+            ..Round::default()
+        }
+    }
+
     fn after(rounds: impl IntoIterator<Item = [f64; EXPERTS]>) -> Votes {
         let mut votes = Votes::default();
         for hits in rounds {
-            votes.count(hits, FADE);
+            votes.count(&round(hits), FADE);
         }
         votes
     }
@@ -155,7 +176,7 @@ mod tests {
         let mut votes = after([[0.0, 1.0, 0.0]; 5_000]);
         let mut rounds = 0;
         while votes.weight(0b100) < 0.5 {
-            votes.count([0.0, 0.0, 1.0], FADE);
+            votes.count(&round([0.0, 0.0, 1.0]), FADE);
             rounds += 1;
         }
         assert!(rounds < 200, "{rounds}");
@@ -164,7 +185,25 @@ mod tests {
     #[test]
     fn who_was_ahead_long_ago_is_forgotten() {
         let mut votes = after([[0.0, 30.0, 0.0]; 100]);
-        votes.count([0.0; EXPERTS], 1e-300);
+        votes.count(&round([0.0; EXPERTS]), 1e-300);
         assert!((votes.weight(0b010) - 1.0 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn who_is_followed_decides_alone() {
+        let mut votes = Votes::default();
+        for number in 0..100 {
+            let ahead = number / 10 % 2;
+            let mut hits = [0.0; EXPERTS];
+            hits[ahead] = 6.0;
+            let behind = Round {
+                uses: 10.0,
+                hits,
+                real: 1.0,
+                missing: [1_000; EXPERTS],
+            };
+            votes.count(&behind, FADE);
+        }
+        assert!(votes.weight(0b001) > 0.5, "{votes:?}");
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use crate::commitment::Round;
 use crate::votes::{EXPERTS, Holders, Votes};
 use crate::{
     BlockId, ClassIndex, EvictionPolicy, Gdsf, Key, Link, Lru, PrefixCache, Tick, Use, entry,
@@ -64,6 +65,10 @@ pub struct Voting {
     capacity: usize,
     /// The offered blocks of the real cache, by who holds them.
     offered: [BTreeSet<(Tick, BlockId)>; 1 << EXPERTS],
+    /// Of each expert's blocks, those that the real cache does not hold.
+    missing: [usize; EXPERTS],
+    /// Hits of the real cache in the current operation.
+    hits: f64,
     tick: Tick,
     /// Uses in the current operation.
     uses: u64,
@@ -90,6 +95,8 @@ impl Default for Voting {
             len: 0,
             capacity: usize::MAX,
             offered: Default::default(),
+            missing: [0; EXPERTS],
+            hits: 0.0,
             tick: 0,
             uses: 0,
             evicted: Vec::new(),
@@ -120,6 +127,7 @@ impl Voting {
                 let known = &mut self.nodes[node.at()];
                 known.references += 1;
                 known.holders |= 1 << expert;
+                self.missing[expert] += usize::from(known.real == Link::NONE);
                 self.sort(node);
             }
             self.evicted = evicted;
@@ -182,10 +190,23 @@ impl Voting {
     /// What an expert has evicted is not its any more.
     fn settle(&mut self, expert: usize) {
         while let Some(node) = self.evicted.pop() {
-            self.nodes[node.at()].holders &= !(1 << expert);
+            self.unhold(expert, node);
             self.sort(node);
             self.release(node);
         }
+    }
+
+    /// An expert does not hold the node any more.
+    fn unhold(&mut self, expert: usize, node: BlockId) {
+        let known = &mut self.nodes[node.at()];
+        known.holders &= !(1 << expert);
+        self.missing[expert] -= usize::from(known.real == Link::NONE);
+    }
+
+    /// The experts that hold a node.
+    fn holding(&self, node: BlockId) -> impl Iterator<Item = usize> + use<> {
+        let holders = self.nodes[node.at()].holders;
+        (0..EXPERTS).filter(move |expert| holders >> expert & 1 == 1)
     }
 
     /// Sorts a real block anew, after a change of who holds it.
@@ -198,13 +219,16 @@ impl Voting {
         }
     }
 
-    /// Ends an operation: counts what each expert hit.
+    /// Ends an operation: counts what each expert and the real cache hit.
     fn compare(&mut self) {
         let half_life = LEAST_HALF_LIFE.max(HALF_LIFE * self.len as f64);
-        let uses = std::mem::take(&mut self.uses);
-        let hits = std::array::from_fn(|expert| std::mem::take(&mut self.experts[expert].hits));
-        self.votes
-            .count(hits, f64::exp2(-(uses as f64) / half_life));
+        let round = Round {
+            uses: std::mem::take(&mut self.uses) as f64,
+            hits: std::array::from_fn(|expert| std::mem::take(&mut self.experts[expert].hits)),
+            real: std::mem::take(&mut self.hits),
+            missing: self.missing,
+        };
+        self.votes.count(&round, f64::exp2(-round.uses / half_life));
     }
 
     /// The offered block that is held by the least weight, and who holds it.
@@ -231,17 +255,21 @@ impl EvictionPolicy for Voting {
     fn used(&mut self, block: BlockId, at: &Use) {
         let node = self.observe(at);
         let real = entry(&mut self.real, block);
-        real.used = at.tick;
+        let again = std::mem::replace(&mut real.used, at.tick) == at.tick;
         if real.present {
+            self.hits += f64::from(u8::from(!again));
             return;
         }
         real.present = true;
         self.len += 1;
-        let known = node.map(|node| &mut self.nodes[node.at()]);
-        if let Some(known) = known.filter(|known| known.real == Link::NONE) {
+        if let Some(node) = node.filter(|node| self.nodes[node.at()].real == Link::NONE) {
+            let known = &mut self.nodes[node.at()];
             known.real = Some(block).into();
             known.references += 1;
-            real.node = node.into();
+            real.node = Some(node).into();
+            for expert in self.holding(node) {
+                self.missing[expert] -= 1;
+            }
         }
         if self.len > self.capacity {
             self.limit(self.len);
@@ -284,12 +312,15 @@ impl EvictionPolicy for Voting {
             return;
         };
         self.nodes[node.at()].real = Link::NONE;
+        for expert in self.holding(node) {
+            self.missing[expert] += 1;
+        }
         if !for_room {
             // Dropped for another reason than room: the experts would have lost it, too.
             for expert in 0..self.experts.len() {
                 if self.experts[expert].cache.holds(node) {
                     self.experts[expert].cache.remove(node);
-                    self.nodes[node.at()].holders &= !(1 << expert);
+                    self.unhold(expert, node);
                     self.release(node);
                 }
             }

@@ -11,10 +11,11 @@ const CHAIN: u64 = 8;
 pub type Make = fn(u64) -> Vec<Request>;
 
 /// The traces by name.
-pub const TRACES: [(&str, Make); 9] = [
+pub const TRACES: [(&str, Make); 10] = [
     ("scan", scan),
     ("loop", cycle),
     ("two loops", two_cycles),
+    ("sawtooth", sawtooth),
     ("zipf", zipf),
     ("drift", drift),
     ("retired", retired),
@@ -108,6 +109,17 @@ fn two_cycles(scale: u64) -> Vec<Request> {
         } else {
             trace.whole(2, number % (scale * 2 / CHAIN));
         }
+    }
+    trace.0
+}
+
+/// Somewhat more chains than fit, forth and back: whatever is kept hits about as much, but at other times.
+fn sawtooth(scale: u64) -> Vec<Request> {
+    let mut trace = Trace::default();
+    let chains = scale * 8 / 5 / CHAIN;
+    for number in 0..requests(scale) {
+        let place = number % (2 * chains - 2);
+        trace.whole(1, place.min(2 * chains - 2 - place));
     }
     trace.0
 }
