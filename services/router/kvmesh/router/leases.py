@@ -124,6 +124,8 @@ class Leases:
             # One call, so that what all of them free is given out at once.
             outcomes, gone = model.selector.report(now, said)
             unknown += [lease for lease in gone if self._live.pop(lease, None) is not None]
+            if ended := sum(report[-1] for report in said):
+                self._metrics.ended_by("reported").inc(ended)
             if outcomes or model.selector.held:
                 self._settle(model, outcomes, began)
         if unknown:
@@ -168,7 +170,6 @@ class Leases:
             live.output_tokens = output_tokens
         if ended:
             del self._live[lease]
-            self._metrics.ended_by("reported").inc()
         self._changed(lease, soon=soon)
         return lease, prefilled, output_tokens, transfer_ms, ended
 
@@ -176,9 +177,7 @@ class Leases:
         if self._others is not None:
             self._others.changed(lease, soon=soon)
 
-    def _learn(
-        self, live: Live, decision: Decision, prefilled: bool, output_tokens: int, now: float
-    ) -> None:
+    def _learn(self, live: Live, decision: Decision, prefilled: bool, output_tokens: int, now: float) -> None:
         """How far the predicted time to the first token was off."""
         placed = decision.placed
         split = placed.prefill != placed.decode
