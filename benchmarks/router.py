@@ -94,7 +94,7 @@ def in_process(workers: int, blocks: int, rounds: int) -> dict[str, float]:
         outcomes += selector.tick(now + 0.1)[0] if not outcomes else []
         for outcome in outcomes:
             assert isinstance(outcome, Placed)
-            selector.progress(now + 0.2, outcome.lease, prefilled=True, output_tokens=1)
+            selector.report(now + 0.2, [(outcome.lease, True, 1, 0.0, False)])
             live.append(outcome.lease)
         if len(live) > 4 * workers:
             selector.end(now + 0.2, live.pop(0))

@@ -74,7 +74,7 @@ class Mesh:
         outcomes += self.selector.tick(self.now + 0.1)[0]
         (placed,) = outcomes
         assert isinstance(placed, Placed)
-        self.selector.progress(self.now, placed.lease, prefilled=True, output_tokens=1)
+        self.selector.report(self.now, [(placed.lease, True, 1, 0.0, False)])
         if not keep:
             self.selector.end(self.now, placed.lease)
         return placed

@@ -313,6 +313,10 @@ impl<L: Lookup> Driver<L> {
                 known(selector.progress_moved(lease, progress, transfer_ms, context))
             }
             Input::End { lease } => known(selector.end(lease, context)),
+            Input::Report { reports } => match selector.report(&reports, context) {
+                unknown if unknown.is_empty() => Answer::Done,
+                unknown => Answer::NotHeld(unknown),
+            },
             Input::Tick => match selector.tick(context) {
                 expired if expired.is_empty() => Answer::Done,
                 expired => Answer::Expired(expired),

@@ -1,6 +1,6 @@
 //! All that a selector is ever told, as data.
 
-use kvmesh_select::{Adopted, Request, WorkerId, WorkerSpec, saved};
+use kvmesh_select::{Adopted, Report, Request, WorkerId, WorkerSpec, saved};
 use serde::{Deserialize, Serialize};
 
 /// One call of a selector.
@@ -48,6 +48,11 @@ pub enum Input {
     End {
         /// Which.
         lease: u64,
+    },
+    /// [`kvmesh_select::Selector::report`].
+    Report {
+        /// What came at once.
+        reports: Vec<Report>,
     },
     /// [`kvmesh_select::Selector::tick`].
     Tick,
@@ -110,6 +115,8 @@ pub enum Answer {
     NoWorker,
     /// No such lease or request.
     Unknown,
+    /// Leases that are not held, of those reported on.
+    NotHeld(Vec<u64>),
     /// The worker's id.
     Worker(WorkerId),
     /// Leases that expired.

@@ -4,7 +4,7 @@
 //! service, simulator and replay decide alike, bit for bit.
 //!
 //! **Use.** One [`Selector`] a model. The caller tells it of workers ([`Selector::add_worker`]), of requests
-//! ([`Selector::submit`]), of how they fare ([`Selector::progress`], [`Selector::end`]) and of KV events
+//! ([`Selector::submit`]), of how they fare ([`Selector::report`]) and of KV events
 //! ([`Selector::stored`], [`Selector::removed`]). Any of these may make placements, of requests held before too: they are
 //! found in [`Context::placed`]. A request is placed, refused ([`Context::refused`]) or withdrawn, exactly once. [`Selector::wakes_at`] says when to call [`Selector::tick`] if nothing happens.
 //!
@@ -57,6 +57,7 @@ pub use config::Config;
 pub use cost::Prices;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use rates::{Law, Probe};
+pub use reports::Report;
 pub use selector::{Context, NoWorker, Selector};
 pub use shadow::{GivenRates, Shadow};
 pub use slots::{Changed, Lease, Leases, Progress, Slots};

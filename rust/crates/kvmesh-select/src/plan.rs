@@ -55,6 +55,30 @@ pub trait Table {
     fn shared(&self, a: usize, b: usize) -> u32;
 }
 
+/// A request's place in a sequence.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    item: usize,
+    /// The most leading blocks that it shares with one before it.
+    ahead: u32,
+    /// What it has to compute behind those.
+    own: Own,
+}
+
+/// How far a sequence was walked, and what that costs.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    /// When the pass under way ends.
+    end_ms: f64,
+    /// Without the times to the first token in that pass.
+    cost: f64,
+    /// The place in the sequence where that pass begins, and its tokens.
+    begin: usize,
+    tokens: u32,
+    /// Requests in the first pass.
+    first_pass: usize,
+}
+
 /// Sequences of requests, one a worker.
 pub struct Plan<'a, T> {
     table: &'a T,
@@ -63,11 +87,12 @@ pub struct Plan<'a, T> {
     tail_ms: f64,
     /// What a request costs one that is planned before it and streams by then, for each millisecond it is computed.
     fresh: f64,
-    sequences: Vec<Vec<usize>>,
+    sequences: Vec<Vec<Turn>>,
     costs: Vec<f64>,
+    waited: Vec<f64>,
     /// Item by item: what each costs alone on each worker. Most workers of a large cluster are empty in a plan.
     alone: Vec<f64>,
-    trial: Vec<usize>,
+    trial: Vec<Turn>,
 }
 
 impl<'a, T: Table> Plan<'a, T> {
@@ -86,15 +111,15 @@ impl<'a, T: Table> Plan<'a, T> {
             fresh,
             sequences: vec![Vec::new(); backlogs.len()],
             costs: vec![0.0; backlogs.len()],
-            alone: Vec::new(),
+            waited: (0..items).map(|item| table.waited(item)).collect(),
+            alone: Vec::with_capacity(items * backlogs.len()),
             trial: Vec::new(),
         };
         for item in 0..items {
-            let waited = table.waited(item);
-            let costs = (0..backlogs.len())
-                .map(|column| plan.cost_alone(table.entry(item, column), waited, backlogs[column]));
-            let costs: Vec<f64> = costs.collect();
-            plan.alone.extend(costs);
+            for (column, &backlog) in backlogs.iter().enumerate() {
+                let cost = plan.cost_alone(table.entry(item, column), plan.waited[item], backlog);
+                plan.alone.push(cost);
+            }
         }
         let shortest = |item: usize| {
             let all = (0..backlogs.len()).map(|column| table.entry(item, column).own.ms);
@@ -116,26 +141,33 @@ impl<'a, T: Table> Plan<'a, T> {
                 break;
             }
         }
-        let first_pass = |(column, sequence): (usize, &Vec<usize>)| match sequence.is_empty() {
-            true => Vec::new(),
-            false => sequence[..plan.walk(column, sequence, f64::INFINITY).1].to_vec(),
+        let first_pass = |(column, sequence): (usize, &Vec<Turn>)| {
+            let first_pass = plan.walk(column, sequence).first_pass;
+            let first = sequence[..first_pass].iter();
+            first.map(|turn| turn.item).collect()
         };
         plan.sequences.iter().enumerate().map(first_pass).collect()
     }
 
     /// Takes a request out of its sequence; returns the worker and the place there.
     fn take_out(&mut self, item: usize) -> Option<(usize, usize)> {
-        for column in 0..self.sequences.len() {
-            if let Some(at) = self.sequences[column]
-                .iter()
-                .position(|&other| other == item)
-            {
-                self.sequences[column].remove(at);
-                self.costs[column] = self.cost(column, &self.sequences[column]);
-                return Some((column, at));
+        let mut all = self.sequences.iter().enumerate();
+        let (column, at) = all.find_map(|(column, sequence)| {
+            let at = sequence.iter().position(|turn| turn.item == item)?;
+            Some((column, at))
+        })?;
+        let mut sequence = std::mem::take(&mut self.sequences[column]);
+        sequence.remove(at);
+        for place in at..sequence.len() {
+            let turn = sequence[place];
+            // Another that shares as much may be before it, too.
+            if turn.ahead > 0 && self.table.shared(turn.item, item) == turn.ahead {
+                sequence[place] = self.turn(column, turn.item, &sequence[..place]);
             }
         }
-        None
+        self.costs[column] = self.cost(column, self.walk(column, &sequence), &sequence);
+        self.sequences[column] = sequence;
+        Some((column, at))
     }
 
     /// Puts a request where it costs least, if it may go anywhere; returns the worker and the place there.
@@ -148,32 +180,66 @@ impl<'a, T: Table> Plan<'a, T> {
             if !alone.is_finite() {
                 continue;
             }
-            let length = self.sequences[column].len();
-            if length == 0 {
-                let added = alone - self.costs[column];
-                if added < best.0 {
-                    best = (added, column, 0);
-                }
-                continue;
-            }
-            for at in 0..=length {
-                trial.clear();
-                trial.extend_from_slice(&self.sequences[column]);
-                trial.insert(at, item);
-                let limit = best.0 + self.costs[column];
-                let added = self.walk(column, &trial, limit).0 - self.costs[column];
-                if added < best.0 {
-                    best = (added, column, at);
-                }
+            if !self.sequences[column].is_empty() {
+                best = self.best_place(column, item, best, &mut trial);
+            } else if alone - self.costs[column] < best.0 {
+                best = (alone - self.costs[column], column, 0);
             }
         }
         self.trial = trial;
         let (added, column, at) = best;
         added.is_finite().then(|| {
-            self.sequences[column].insert(at, item);
+            let mut sequence = std::mem::take(&mut self.sequences[column]);
+            sequence.insert(at, self.turn(column, item, &sequence[..at]));
+            for turn in &mut sequence[at + 1..] {
+                *turn = self.behind(column, turn, item);
+            }
+            self.sequences[column] = sequence;
             self.costs[column] += added;
             (column, at)
         })
+    }
+
+    /// The best of `best` and a request's places in a sequence that is not empty: what it adds, the worker, the place.
+    ///
+    /// What is before the place is walked once for all places behind it.
+    fn best_place(
+        &self,
+        column: usize,
+        item: usize,
+        mut best: (f64, usize, usize),
+        trial: &mut Vec<Turn>,
+    ) -> (f64, usize, usize) {
+        let sequence = &self.sequences[column];
+        trial.clear();
+        trial.push(self.turn(column, item, &[]));
+        trial.extend(sequence.iter().map(|turn| self.behind(column, turn, item)));
+        let mut before = self.begin(column);
+        for at in 0..trial.len() {
+            let limit = best.0 + self.costs[column];
+            // No request's part of the cost is negative: behind here it is not better either.
+            if before.cost > limit {
+                break;
+            }
+            let mut walk = before;
+            for place in at..trial.len() {
+                self.step(column, trial, place, &mut walk);
+                if walk.cost > limit {
+                    break;
+                }
+            }
+            if walk.cost <= limit {
+                let added = self.cost(column, walk, trial) - self.costs[column];
+                if added < best.0 {
+                    best = (added, column, at);
+                }
+            }
+            if let Some(&next) = sequence.get(at) {
+                (trial[at], trial[at + 1]) = (next, self.behind(column, &trial[at], next.item));
+                self.step(column, trial, at, &mut before);
+            }
+        }
+        best
     }
 
     /// As [`Self::walk`] of one request: what most are asked for on most workers, to the last bit.
@@ -185,62 +251,90 @@ impl<'a, T: Table> Plan<'a, T> {
         entry.aside_ms + entry.own.ms * entry.share + (first + first * first / self.tail_ms)
     }
 
-    fn cost(&self, column: usize, sequence: &[usize]) -> f64 {
-        self.walk(column, sequence, f64::INFINITY).0
+    /// A request behind others.
+    fn turn(&self, column: usize, item: usize, before: &[Turn]) -> Turn {
+        let shared = before
+            .iter()
+            .map(|other| self.table.shared(item, other.item));
+        let ahead = shared.max().unwrap_or(0);
+        let own = self.own(column, item, ahead);
+        Turn { item, ahead, own }
     }
 
-    /// A sequence's cost, and how many requests its first pass holds. No request's part of the cost is negative: a
-    /// walk ends where it costs more than `limit` already.
-    fn walk(&self, column: usize, sequence: &[usize], limit: f64) -> (f64, usize) {
-        let pass = self.table.pass(column);
-        let (mut end_ms, mut cost) = (self.backlogs[column], 0.0);
-        // The pass that the last request is in: where it begins in the sequence, and its tokens.
-        let (mut begin, mut tokens) = (0, 0);
-        let mut first_pass = 0;
-        for (at, &item) in sequence.iter().enumerate() {
-            let entry = self.table.entry(item, column);
-            let own = self.own(column, &sequence[..at], item);
-            let extra = (own.ms - pass.ms).max(0.0);
-            let saved = (own.ms - extra) * (sequence.len() - at) as f64;
-            let joins = at > 0
-                && tokens + own.tokens <= pass.tokens
-                && extra * (at - begin) as f64 <= saved;
-            if joins {
-                end_ms += extra;
-                tokens += own.tokens;
-            } else {
-                cost += self.waits(column, &sequence[begin..at], end_ms);
-                if cost > limit {
-                    return (cost, first_pass);
-                }
-                end_ms += own.ms;
-                // A long prompt leaves room in the last of its passes only.
-                (begin, tokens) = (at, own.tokens % pass.tokens);
+    /// A request behind one more.
+    fn behind(&self, column: usize, turn: &Turn, other: usize) -> Turn {
+        let item = turn.item;
+        match self.table.shared(item, other) {
+            ahead if ahead > turn.ahead => {
+                let own = self.own(column, item, ahead);
+                Turn { item, ahead, own }
             }
-            if begin == 0 {
-                first_pass = at + 1;
-            }
-            let spent = if joins { extra } else { own.ms };
-            cost += entry.aside_ms + spent * (entry.share + self.fresh * begin as f64);
+            _ => *turn,
         }
-        cost += self.waits(column, &sequence[begin..], end_ms);
-        (cost, first_pass)
     }
 
-    /// What a request has to compute behind others.
-    fn own(&self, column: usize, before: &[usize], item: usize) -> Own {
+    fn own(&self, column: usize, item: usize, ahead: u32) -> Own {
         let entry = self.table.entry(item, column);
-        let shared = before.iter().map(|&other| self.table.shared(item, other));
-        match shared.max() {
-            Some(ahead) if ahead > entry.cached => self.table.own(item, column, ahead),
-            _ => entry.own,
+        match ahead > entry.cached {
+            true => self.table.own(item, column, ahead),
+            false => entry.own,
         }
+    }
+
+    fn begin(&self, column: usize) -> Walk {
+        Walk {
+            end_ms: self.backlogs[column],
+            cost: 0.0,
+            begin: 0,
+            tokens: 0,
+            first_pass: 0,
+        }
+    }
+
+    fn walk(&self, column: usize, sequence: &[Turn]) -> Walk {
+        let mut walk = self.begin(column);
+        for at in 0..sequence.len() {
+            self.step(column, sequence, at, &mut walk);
+        }
+        walk
+    }
+
+    /// Walks past one request of a sequence, all before which were walked past.
+    fn step(&self, column: usize, sequence: &[Turn], at: usize, walk: &mut Walk) {
+        let Turn { item, own, .. } = sequence[at];
+        let entry = self.table.entry(item, column);
+        let pass = self.table.pass(column);
+        let extra = (own.ms - pass.ms).max(0.0);
+        let saved = (own.ms - extra) * (sequence.len() - at) as f64;
+        let joins = at > 0
+            && walk.tokens + own.tokens <= pass.tokens
+            && extra * (at - walk.begin) as f64 <= saved;
+        if joins {
+            walk.end_ms += extra;
+            walk.tokens += own.tokens;
+        } else {
+            walk.cost += self.waits(column, &sequence[walk.begin..at], walk.end_ms);
+            walk.end_ms += own.ms;
+            // A long prompt leaves room in the last of its passes only.
+            (walk.begin, walk.tokens) = (at, own.tokens % pass.tokens);
+        }
+        if walk.begin == 0 {
+            walk.first_pass = at + 1;
+        }
+        let spent = if joins { extra } else { own.ms };
+        walk.cost += entry.aside_ms + spent * (entry.share + self.fresh * walk.begin as f64);
+    }
+
+    /// Of a sequence that was walked to its end.
+    fn cost(&self, column: usize, walk: Walk, sequence: &[Turn]) -> f64 {
+        walk.cost + self.waits(column, &sequence[walk.begin..], walk.end_ms)
     }
 
     /// The times to the first token of the requests in a pass that ends then.
-    fn waits(&self, column: usize, pass: &[usize], end_ms: f64) -> f64 {
-        let wait = |&item: &usize| {
-            let first = self.table.waited(item) + end_ms + self.table.entry(item, column).extra_ms;
+    fn waits(&self, column: usize, pass: &[Turn], end_ms: f64) -> f64 {
+        let wait = |turn: &Turn| {
+            let extra_ms = self.table.entry(turn.item, column).extra_ms;
+            let first = self.waited[turn.item] + end_ms + extra_ms;
             first + first * first / self.tail_ms
         };
         pass.iter().map(wait).sum()

@@ -10,6 +10,21 @@ use crate::{
 /// Fewer say little of the time between tokens.
 const STREAM_TOKENS: u32 = 16;
 
+/// How a lease fares, as its holder says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Report {
+    /// Whose.
+    pub lease: u64,
+    /// The prompt is computed.
+    pub prefilled: bool,
+    /// Tokens generated so far; any means that the prompt is computed.
+    pub output_tokens: u32,
+    /// Milliseconds of the time until the prompt was reported as computed that went into moving its KV; 0: not known.
+    pub transfer_ms: f64,
+    /// It is over, however its request ended.
+    pub ended: bool,
+}
+
 /// A stream, or one that begins when its KV has been moved.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Stream {
@@ -23,14 +38,13 @@ pub struct Stream {
 
 impl Selector {
     /// Renews a lease and takes note of what it reached; whether that is more than before. None for one that is not
-    /// held. `moved_ms` of the time until its prompt was computed and reported went into moving its KV.
-    pub(crate) fn note_progress(
-        &mut self,
-        now: f64,
-        lease: u64,
-        progress: Progress,
-        moved_ms: f64,
-    ) -> Option<bool> {
+    /// held.
+    pub(crate) fn note_progress(&mut self, now: f64, report: &Report) -> Option<bool> {
+        let (lease, moved_ms) = (report.lease, report.transfer_ms);
+        let progress = Progress {
+            prefilled: report.prefilled,
+            output_tokens: report.output_tokens,
+        };
         let before = *self.leases.get(lease)?;
         let changed = self.leases.progress(now, lease, progress)?;
         let split = before.prefill != before.decode;
@@ -64,6 +78,15 @@ impl Selector {
             self.count_steps(now, lease, before.decode, progress.output_tokens, streams);
         }
         Some(changed.prefilled || changed.first_token)
+    }
+
+    /// Ends a lease; false for one that is not held.
+    pub(crate) fn note_end(&mut self, now: f64, lease: u64) -> bool {
+        let ended = self.leases.end(lease);
+        if let Some(ended) = &ended {
+            self.released(now, lease, ended);
+        }
+        ended.is_some()
     }
 
     /// What a lease leaves behind: nothing. A stream of some length teaches the time between tokens.

@@ -13,7 +13,7 @@ use crate::{
     line::Line,
     policy::{Policy, PolicyName},
     rates::ClassRates,
-    reports::Stream,
+    reports::{Report, Stream},
     scratch::Scratch,
     shadow::Shadow,
     slots::{Leases, Progress},
@@ -223,25 +223,45 @@ impl Selector {
         moved_ms: f64,
         context: &mut Context<'_>,
     ) -> bool {
-        match self.note_progress(context.now, lease, progress, moved_ms) {
-            // A renewal, and nothing else: what is held has not come closer.
-            Some(false) => true,
-            Some(true) => {
-                self.replan(context);
-                true
+        let report = Report {
+            lease,
+            prefilled: progress.prefilled,
+            output_tokens: progress.output_tokens,
+            transfer_ms: moved_ms,
+            ended: false,
+        };
+        self.report(&[report], context).is_empty()
+    }
+
+    /// Accounts for how leases fare, and then places what can be placed: once, with all of it known. Returns the leases that
+    /// are not held.
+    pub fn report(&mut self, reports: &[Report], context: &mut Context<'_>) -> Vec<u64> {
+        let mut unknown = Vec::new();
+        let mut moved = false;
+        for report in reports {
+            let Some(more) = self.note_progress(context.now, report) else {
+                unknown.push(report.lease);
+                continue;
+            };
+            // A renewal, and nothing else, brings nothing that is held closer.
+            moved |= more || report.ended;
+            if report.ended {
+                self.note_end(context.now, report.lease);
             }
-            None => false,
         }
+        if moved {
+            self.replan(context);
+        }
+        unknown
     }
 
     /// Ends a lease, however its request ended; false for one that is not held.
     pub fn end(&mut self, lease: u64, context: &mut Context<'_>) -> bool {
-        let Some(ended) = self.leases.end(lease) else {
-            return false;
-        };
-        self.released(context.now, lease, &ended);
-        self.replan(context);
-        true
+        let held = self.note_end(context.now, lease);
+        if held {
+            self.replan(context);
+        }
+        held
     }
 
     /// Ends leases of which nothing was heard for too long, places what can be placed, and drops what was

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from kvmesh.common.metrics import RouterMetrics
 from kvmesh.core import Placed
-from kvmesh.v1.common_pb2 import CachedTokens
 
 
-def count_placed(metrics: RouterMetrics, prompt_tokens: int, placed: Placed, cached: CachedTokens) -> None:
+def count_placed(metrics: RouterMetrics, placed: Placed) -> None:
     mode = "aggregated" if placed.prefill == placed.decode else "disaggregated"
     metrics.placed_by(placed.policy, mode).inc()
     metrics.waited.observe(placed.held_ms / 1000)
-    metrics.prompt_tokens.inc(prompt_tokens)
-    for tier, counter in metrics.cached_by_tier.items():
-        if tokens := getattr(cached, tier):
+    for counter, tokens in zip(metrics.cached_by_tier.values(), placed.cached, strict=True):
+        if tokens:
             counter.inc(tokens)
 
 

@@ -110,7 +110,24 @@ class Leases:
 
     def report(self, reports: Iterable[LeaseReport]) -> list[int]:
         """Account for how leases fare; the ids of those that no replica is known to hold."""
-        unknown = [report.lease_id for report in reports if not self._report(report)]
+        began, now = time.perf_counter(), self._now()
+        unknown: list[int] = []
+        of_models: dict[Model, list[tuple[int, bool, int, float, bool]]] = {}
+        for report in reports:
+            lease = report.lease_id
+            live = self._live.get(lease)
+            if live is not None:
+                of_models.setdefault(live.model, []).append(self._take(live, report, now))
+            elif self._others is None or not self._others.report(report):
+                unknown.append(lease)
+        for model, said in of_models.items():
+            # One call, so that what all of them free is given out at once.
+            outcomes, gone = model.selector.report(now, said)
+            unknown += [lease for lease in gone if self._live.pop(lease, None) is not None]
+            if ended := sum(report[-1] for report in said):
+                self._metrics.ended_by("reported").inc(ended)
+            if outcomes or model.selector.held:
+                self._settle(model, outcomes, began)
         if unknown:
             self._metrics.unknown_leases.inc(len(unknown))
         return unknown
@@ -136,55 +153,35 @@ class Leases:
                 self._changed(lease, soon=True)
                 self._settle(live.model, freed or [], time.perf_counter())
 
-    def _report(self, report: LeaseReport) -> bool:
-        lease = report.lease_id
-        live = self._live.get(lease)
-        if live is None:
-            return self._others is not None and self._others.report(report)
-        began = time.perf_counter()
-        now, selector = self._now(), live.model.selector
-        live.heard_ms = now
+    def _take(self, live: Live, report: LeaseReport, now: float) -> tuple[int, bool, int, float, bool]:
+        """Take note of a report on one of this router's own; what the selector is to hear of it."""
+        lease, transfer_ms = report.lease_id, report.transfer_ms
         prefilled, output_tokens, ended = report.prefill_done, report.output_tokens, report.ended
-        outcomes = selector.progress(
-            now,
-            lease,
-            prefilled=prefilled,
-            output_tokens=output_tokens,
-            transfer_ms=report.transfer_ms,
-        )
+        live.heard_ms = now
         if live.decision is not None:
-            self._learn(live, live.decision, report, now)
+            self._learn(live, live.decision, prefilled, output_tokens, now)
         soon = ended
         if not live.prefilled and (prefilled or output_tokens):
             live.prefilled = soon = True
             live.request = None
-            live.transfer_ms = report.transfer_ms
+            live.transfer_ms = transfer_ms
         if output_tokens > live.output_tokens:
             soon |= not live.output_tokens
             live.output_tokens = output_tokens
         if ended:
-            freed = selector.end(now, lease)
-            outcomes = (outcomes or []) + (freed or [])
-            del self._live[lease]
-            self._metrics.ended_by("reported").inc()
-        elif outcomes is None:
             del self._live[lease]
         self._changed(lease, soon=soon)
-        if outcomes is None:
-            return False
-        if outcomes or selector.held:
-            self._settle(live.model, outcomes, began)
-        return True
+        return lease, prefilled, output_tokens, transfer_ms, ended
 
     def _changed(self, lease: int, *, soon: bool) -> None:
         if self._others is not None:
             self._others.changed(lease, soon=soon)
 
-    def _learn(self, live: Live, decision: Decision, report: LeaseReport, now: float) -> None:
+    def _learn(self, live: Live, decision: Decision, prefilled: bool, output_tokens: int, now: float) -> None:
         """How far the predicted time to the first token was off."""
         placed = decision.placed
         split = placed.prefill != placed.decode
-        if report.output_tokens or (report.prefill_done and not split):
+        if output_tokens or (prefilled and not split):
             live.decision = None
             decision.actual_ttft_ms = actual = now - live.placed_ms
             self._metrics.ttft_actual.inc(actual / 1000)

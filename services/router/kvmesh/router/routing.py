@@ -260,7 +260,8 @@ class Routing:
         now = self.turns.now()
         lease = Live(model, request.prompt_tokens, request, response, decision, placed_ms=now, heard_ms=now)
         self.leases.add(placed.lease, lease)
-        count_placed(self._metrics, request.prompt_tokens, placed, cached)
+        self._metrics.prompt_tokens.inc(request.prompt_tokens)
+        count_placed(self._metrics, placed)
         count_shadows(self._metrics, placed)
         waiting.answer(response)
         if self._advice is not None:

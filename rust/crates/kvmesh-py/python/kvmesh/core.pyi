@@ -353,17 +353,12 @@ class Selector:
         `cached` are prompt tokens by tier; `blocks` the prompt's hashes, as long as it is not computed. A worker that is
         not there any more is not weighed."""
 
-    def progress(
-        self,
-        now: float,
-        lease: int,
-        *,
-        prefilled: bool = False,
-        output_tokens: int = 0,
-        transfer_ms: float = 0.0,
-    ) -> _Outcomes | None:
-        """Account for a lease's progress and renew it. `transfer_ms` of the time until its prompt was reported went into
-        moving its KV, 0 if that is not known. None for a lease that is not held."""
+    def report(
+        self, now: float, reports: Sequence[tuple[int, bool, int, float, bool]]
+    ) -> tuple[_Outcomes, list[int]]:
+        """Account for how leases fare, and renew them: (lease, whether its prompt is computed, tokens generated,
+        milliseconds of the time until its prompt was reported that went into moving its KV or 0, whether it ended).
+        What they free is given out once, with all of it known. Also returns those that are not held."""
 
     def end(self, now: float, lease: int) -> _Outcomes | None:
         """End a lease. None for one that is not held."""

@@ -3,8 +3,21 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use kvmesh_replay::LogConfig;
-use kvmesh_select::{Admission, PolicyName, Probe, Role, UnknownPolicy};
+use kvmesh_select::{Admission, PolicyName, Probe, Report, Role, UnknownPolicy};
 use pyo3::{exceptions::PyValueError, prelude::*};
+
+/// (lease, prompt computed, tokens generated, transfer ms, ended).
+pub type ReportTuple = (u64, bool, u32, f64, bool);
+
+pub fn report((lease, prefilled, output_tokens, transfer_ms, ended): ReportTuple) -> Report {
+    Report {
+        lease,
+        prefilled,
+        output_tokens,
+        transfer_ms,
+        ended,
+    }
+}
 
 pub fn role(name: &str) -> PyResult<Role> {
     match name {

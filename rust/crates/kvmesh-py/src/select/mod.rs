@@ -275,26 +275,21 @@ impl PySelector {
         self.driver.call(now, Input::Adopt(adopted)) == Answer::Done
     }
 
-    /// Account for a lease's progress and renew it. transfer_ms of the time until its prompt was reported went
-    /// into moving its KV, 0 if that is not known. None for a lease that is not held.
-    #[pyo3(signature = (now, lease, *, prefilled = false, output_tokens = 0, transfer_ms = 0.0))]
-    fn progress(
+    /// Account for how leases fare, and renew them: (lease, whether its prompt is computed, tokens generated, milliseconds of the
+    /// time until its prompt was reported that went into moving its KV or 0, whether it ended). What they free is given out once, with
+    /// all of it known. Also returns those that are not held.
+    fn report(
         &mut self,
         py: Python<'_>,
         now: f64,
-        lease: u64,
-        prefilled: bool,
-        output_tokens: u32,
-        transfer_ms: f64,
-    ) -> PyResult<Option<Vec<Py<PyAny>>>> {
-        let progress = Input::Progress {
-            lease,
-            prefilled,
-            output_tokens,
-            transfer_ms,
+        reports: Vec<arguments::ReportTuple>,
+    ) -> PyResult<(Vec<Py<PyAny>>, Vec<u64>)> {
+        let reports = reports.into_iter().map(arguments::report).collect();
+        let unknown = match self.driver.call(now, Input::Report { reports }) {
+            Answer::NotHeld(leases) => leases,
+            _ => Vec::new(),
         };
-        let known = self.driver.call(now, progress) == Answer::Done;
-        known.then(|| self.outcomes(py)).transpose()
+        Ok((self.outcomes(py)?, unknown))
     }
 
     /// End a lease. None for one that is not held.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvmesh_replay::{Answer, Driver, Input, Log, LogConfig};
 use kvmesh_select::{
-    Admission, Candidate, Config, Found, Lookup, Placed, Policy, PolicyName, Probe, Request, Role,
-    Selector, WorkerId, WorkerSpec,
+    Admission, Candidate, Config, Found, Lookup, Placed, Policy, PolicyName, Probe, Report,
+    Request, Role, Selector, WorkerId, WorkerSpec,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -250,13 +250,38 @@ impl Program {
         let tokens = self.below(40) as u32;
         let (lease, output) = &mut self.leases[at];
         *output += tokens;
-        let progress = Input::Progress {
-            lease: *lease,
+        let (lease, output_tokens) = (*lease, *output);
+        let report = Report {
+            lease,
             prefilled: true,
-            output_tokens: *output,
+            output_tokens,
             transfer_ms: 1.5,
+            ended: false,
         };
-        self.driver.call(self.now, progress);
+        // Alone as routers wrote it once; with others, one of which may be gone, as they do now.
+        if self.below(3) == 0 {
+            let progress = Input::Progress {
+                lease,
+                prefilled: true,
+                output_tokens,
+                transfer_ms: 1.5,
+            };
+            self.driver.call(self.now, progress);
+            return;
+        }
+        let mut reports = vec![report];
+        if self.leases.len() > 1 {
+            let at = self.below(self.leases.len());
+            let (lease, output_tokens) = self.leases.swap_remove(at);
+            let ended = Report {
+                lease,
+                output_tokens,
+                ended: true,
+                ..report
+            };
+            reports.extend([ended, ended]);
+        }
+        self.driver.call(self.now, Input::Report { reports });
     }
 
     fn event(&mut self) {

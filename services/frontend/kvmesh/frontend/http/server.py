@@ -22,6 +22,10 @@ log = structlog.get_logger()
 # Longer than the idle time after which clients and proxies close by themselves.
 _KEEP_ALIVE_S = 75
 _BACKLOG = 2048
+# libuv accepts one connection for each listening handle in a turn of the loop. A turn is long while requests
+# keep the loop busy: with one handle, those who have been accepted would be served many times before the last
+# of a burst is served at all. More handles cost each lone connection an accept in vain.
+_HANDLES = 16
 
 
 class HttpServer:
@@ -78,7 +82,8 @@ class HttpServer:
         self.port = listener.getsockname()[1]
         if self._certificate is not None:
             self._certificate.start()
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http-server")
+        listeners = [listener, *(listener.dup() for _ in range(_HANDLES - 1))]
+        self._task = asyncio.create_task(self._server.serve(sockets=listeners), name="http-server")
         await self._server.listening.wait()
         log.info("http listening", address=f"{self._host}:{self.port}")
 

@@ -151,14 +151,9 @@ class Foreign:
         if held.model is None or held.ended:
             return
         began = time.perf_counter()
-        outcomes = held.model.selector.progress(
-            self._now(),
-            told.lease_id,
-            prefilled=told.prefilled,
-            output_tokens=told.output_tokens,
-            transfer_ms=transfer_ms,
-        )
-        self._settle(held.model, outcomes or [], began)
+        report = told.lease_id, told.prefilled, told.output_tokens, transfer_ms, False
+        outcomes, _ = held.model.selector.report(self._now(), [report])
+        self._settle(held.model, outcomes, began)
 
     def _drop(self, lease: int, held: Held) -> None:
         del self._held[lease]
