@@ -4,9 +4,9 @@
 
 Blocks of 64 KiB, 512 KiB and 2 MiB, put and got in scattered order by 1 and 2 threads, from and to the
 caller's memory. Limits: memcpy of the same bytes in the same pattern; `fio` with the same block size and
-depth where it is installed, else positioned direct I/O on as many threads; one NIXL READ of the same blocks,
-in memory that processes share, as arenas are (of private memory, which Linux gives huge pages more readily,
-in the note).
+depth where it is installed (`apt-get install fio`; the notes say which it was), else positioned direct I/O on
+as many threads; one NIXL READ of the same blocks, in memory that processes share, as arenas are (of private
+memory, which Linux gives huge pages more readily, in the note).
 FOLDER is where the disk tier lies (default: the temporary directory). TIER: only host, nvme or network.
 
 A look-up is timed as an engine's scheduler waits for it: 512 pages that another process's store has.
@@ -15,8 +15,8 @@ Peers do the same work in processes and environments of their own. They check no
 so. Mooncake gets 32 blocks a call, which is its fastest way.
 
 Host and nvme are `TieredStore`'s. The host tier is full all the time, so every put evicts, by LRU: other
-policies would refuse some of the blocks. Disk puts count until all is on the disk (`flush`); a writer's batch
-has depth 32. Disk gets are of blocks that are not in memory; each caller has one under way.
+policies would refuse some of the blocks. Disk puts count until all is on the disk (`flush`); two batches
+of 16 are under way. Disk gets are of blocks that are not in memory; each caller has one under way.
 
 The network tier is two kvbm processes on this machine, connected as UCX does by itself, and by TCP. A chain
 is prefetched from one to the other, or two at once (2 threads): until all of it is there, checked (beside
@@ -41,7 +41,7 @@ from tier.embedded import DiskTier, HostTier
 from tier.memory import KIB, MIB, Figures, Memcpy, Memory
 from tier.network import two_stores
 
-from harness import Cell, Report, interleave, main
+from harness import Cell, Report, interleave, main, say
 from raw_nixl import RawNixl
 
 SIZES = {"64 KiB": 64 * KIB, "512 KiB": 512 * KIB, "2 MiB": 2 * MIB}
@@ -81,7 +81,8 @@ def add_limit(
 ) -> None:
     """Ours against what the machine can do."""
     ours, limit = figures["ours"], figures["limit"][what]
-    note = f"limit: {by}; {cpu(ours, what)}"
+    spent = f", {cpu(figures['limit'], what)}" if f"{what} cpu" in figures["limit"] else ""
+    note = f"limit: {by}{spent}; ours {cpu(ours, what)}"
     report.add(Cell(name, "GB/s", "higher", ours[what], limit=limit, goal=goal, note=note))
 
 
@@ -121,6 +122,8 @@ async def measure_lookups(report: Report, quick: bool, folder: Path) -> None:
 
 
 async def measure_disk(report: Report, name: str, size: int, rounds: int, total: int, folder: Path) -> None:
+    if not raw_disk.HAS_FIO:
+        say(f"the limit is {raw_disk.NAME}")
     memory = Memory(size, total // size)
     raw, tier = raw_disk.RawDisk(memory, folder), DiskTier(memory, folder)
     with ExitStack() as cleanup:

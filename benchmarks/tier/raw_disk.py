@@ -7,14 +7,13 @@ import mmap
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
-from tier.memory import Figures, Memory, spread
+from tier.memory import Figures, Memory, Stopwatch, spread
 
 WRITE_DEPTH = 32
 HAS_FIO = shutil.which("fio") is not None
-NAME = "fio" if HAS_FIO else "direct I/O on threads, for there is no fio"
+NAME = "fio" if HAS_FIO else "direct I/O on threads, for there is no fio (apt-get install fio)"
 
 
 class RawDisk:
@@ -28,13 +27,16 @@ class RawDisk:
         self.run("write", WRITE_DEPTH)
 
     def round(self, threads: int) -> Figures:
-        return {"put": self.run("write", WRITE_DEPTH), "get": self.run("read", threads)}
+        figures: Figures = {}
+        for name, what, depth in (("put", "write", WRITE_DEPTH), ("get", "read", threads)):
+            figures[name], figures[f"{name} cpu"] = self.run(what, depth)
+        return figures
 
-    def run(self, what: str, depth: int) -> float:
-        """GB/s."""
+    def run(self, what: str, depth: int) -> tuple[float, float]:
+        """GB/s, and CPU seconds a GB."""
         return self._fio(what, depth) if HAS_FIO else self._loop(what, depth)
 
-    def _fio(self, what: str, depth: int) -> float:
+    def _fio(self, what: str, depth: int) -> tuple[float, float]:
         memory = self.memory
         command = [
             *("fio", "--name=raw", f"--filename={self.path}", f"--rw=rand{what}", "--direct=1"),
@@ -42,9 +44,12 @@ class RawDisk:
             *(f"--size={memory.items * memory.size}", "--output-format=json"),
         ]
         output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-        return json.loads(output)["jobs"][0][what]["bw_bytes"] / 1e9
+        job = json.loads(output)["jobs"][0]
+        # Of its time, in percent; the time in milliseconds.
+        busy = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1e3
+        return job[what]["bw_bytes"] / 1e9, busy / memory.gigabytes
 
-    def _loop(self, what: str, depth: int) -> float:
+    def _loop(self, what: str, depth: int) -> tuple[float, float]:
         memory, size = self.memory, self.memory.size
         descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         buffers = [mmap.mmap(-1, size) for _ in range(depth)]
@@ -61,10 +66,11 @@ class RawDisk:
             free.append(buffer)
 
         try:
-            began = time.perf_counter()
+            watch = Stopwatch()
             spread(memory.items, depth, move)
             if what == "write":
                 os.fdatasync(descriptor)
-            return memory.gigabytes / (time.perf_counter() - began)
+            figures = watch.look(what, memory.gigabytes)
+            return figures[what], figures[f"{what} cpu"]
         finally:
             os.close(descriptor)
