@@ -124,7 +124,7 @@ fn other_heads_are_left_alone() {
     assert!(read(&completion(&long)).is_none());
     let head = whole.len() - BODY.len();
     for end in 0..whole.len() {
-        let missing = match kvmesh_http::read(whole[..end].as_bytes(), BOUNDS) {
+        let missing = match kvmesh_http::read(&whole.as_bytes()[..end], BOUNDS) {
             Read::Missing(bytes) => Some(bytes),
             Read::Other => None,
             Read::Plain(_) => panic!("{end} bytes are no request"),
