@@ -5,16 +5,10 @@ mod common;
 
 use std::collections::HashSet;
 
-use common::{Bench, immediate, planned, prompt};
+use common::{Bench, chain, immediate, planned, prompt};
 use kvmesh_select::{Candidate, Config, Placed, PolicyName, Request, Role};
 
 const KEPT: usize = 16;
-
-fn chain(owner: u64, count: u64) -> Vec<u64> {
-    (0..count)
-        .map(|block| (owner << 32) | (block + 1))
-        .collect()
-}
 
 fn pair(candidate: &Candidate) -> (u64, u64) {
     (candidate.prefill.raw(), candidate.decode.raw())
