@@ -129,6 +129,8 @@ impl Selector {
         let (prices, block_tokens) = (&self.config.prices, self.config.block_tokens);
         self.scratch.partners.clear();
         self.scratch.links.clear();
+        // What comes from elsewhere is not cached here.
+        let blocks = (common.new_blocks, common.new_blocks);
         for worker in self.workers.iter().flatten() {
             if worker.role != Role::Decode || worker.pool != pool || !worker.takes(request) {
                 continue;
@@ -145,7 +147,7 @@ impl Selector {
                 cached: [0; 4],
                 terms: Terms {
                     transfer: link * worker.slower * rates.transfer_ms(request.prompt_tokens),
-                    decode: seat.decode_cost(prices, common.new_blocks, block_tokens)
+                    decode: seat.decode_cost(prices, blocks, block_tokens)
                         + seat.joining_cost(prices, common.new_blocks),
                     ..Terms::default()
                 },
@@ -183,21 +185,6 @@ impl Selector {
             }
             let rates = &self.rates[worker.class];
             let seat = Seat::new(now, worker, rates, self.leases.slots(worker.id));
-            let (decode, transfer, decode_cost): (WorkerId, f64, f64) =
-                if worker.role == Role::Prefill {
-                    let Some(Partner { half, link, .. }) =
-                        partners.iter().find(|one| one.pool == worker.pool)
-                    else {
-                        continue;
-                    };
-                    let decode = self.workers[half.decode.index as usize].as_ref();
-                    let slower = decode.map_or(1.0, |one| one.links.factor(worker.id) / link);
-                    let transfer = slower * half.terms.transfer;
-                    (half.decode, transfer, half.terms.decode)
-                } else {
-                    let cost = seat.decode_cost(prices, common.new_blocks, block_tokens);
-                    (worker.id, 0.0, cost)
-                };
             let depth = depths[worker.id.index as usize];
             let (cached, work, alone) = match last {
                 Some((class, pass, cached, work, ms))
@@ -215,6 +202,23 @@ impl Selector {
                     (cached, work, ms)
                 }
             };
+            let fresh = common.new_blocks - cached.tokens[0] / block_tokens;
+            let (decode, transfer, decode_cost): (WorkerId, f64, f64) =
+                if worker.role == Role::Prefill {
+                    let Some(Partner { half, link, .. }) =
+                        partners.iter().find(|one| one.pool == worker.pool)
+                    else {
+                        continue;
+                    };
+                    let decode = self.workers[half.decode.index as usize].as_ref();
+                    let slower = decode.map_or(1.0, |one| one.links.factor(worker.id) / link);
+                    let transfer = slower * half.terms.transfer;
+                    (half.decode, transfer, half.terms.decode)
+                } else {
+                    let blocks = (common.new_blocks, fresh);
+                    let cost = seat.decode_cost(prices, blocks, block_tokens);
+                    (worker.id, 0.0, cost)
+                };
             let onboarded = [cached.tokens[1], cached.tokens[2], cached.tokens[3]];
             let onboard = if onboarded == [0; 3] {
                 0.0
@@ -222,7 +226,6 @@ impl Selector {
                 worker.slower * rates.onboard_ms(onboarded)
             };
             let evict = if common.evict > 0.0 {
-                let fresh = common.new_blocks - cached.tokens[0] / block_tokens;
                 let evicted = worker
                     .residency
                     .evicted_by(fresh, seat.slots.blocks, worker.blocks);

@@ -24,13 +24,13 @@ pub struct Prices {
 }
 
 impl Default for Prices {
-    /// Found by simulation; what they decide is flat around these values.
+    /// Found by simulation of several kinds of traffic; what they decide is flat around these values.
     fn default() -> Self {
         Self {
             work: 0.5,
-            stream: 0.15,
+            stream: 0.1,
             fresh: 0.3,
-            token: 10.0,
+            token: 50.0,
             evict: 3.0,
         }
     }
@@ -124,15 +124,22 @@ impl<'a> Seat<'a> {
         self.worker.slower * prices.stream * f64::from(others) * prices.token * more
     }
 
-    /// What generating here will cost the request: its time between tokens; and, where its blocks do not fit,
-    /// those of others that have to be computed again.
-    pub fn decode_cost(&self, prices: &Prices, new_blocks: u32, block_tokens: u32) -> f64 {
+    /// What generating here with `new_blocks`, of which `own_blocks` are not cached here, will cost the request: its
+    /// time between tokens; and, where blocks of requests' own do not fit, those of others that have to be computed
+    /// again. What is cached does not count for that: a prefix that many share fills the pool once, not with each.
+    pub fn decode_cost(
+        &self,
+        prices: &Prices,
+        (new_blocks, own_blocks): (u32, u32),
+        block_tokens: u32,
+    ) -> f64 {
         let blocks = self.slots.blocks + u64::from(new_blocks);
         let share = blocks as f64 / f64::from(self.worker.blocks);
         let step = self
             .rates
             .decode_ms(self.slots.requests + 1, share.min(1.0));
-        let over = blocks.saturating_sub(u64::from(self.worker.blocks)) as f64;
+        let own = self.slots.own_blocks + u64::from(own_blocks);
+        let over = own.saturating_sub(u64::from(self.worker.blocks)) as f64;
         let again = over * f64::from(block_tokens) * self.rates.prefill_token_ms();
         self.worker.slower * (prices.token * step + again)
     }

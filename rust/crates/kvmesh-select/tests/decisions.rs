@@ -5,14 +5,8 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{Bench, immediate, planned, prompt};
+use common::{Bench, chain, immediate, planned, prompt};
 use kvmesh_select::{Config, Prices, Role, WorkerId};
-
-fn chain(owner: u64, count: u64) -> Vec<u64> {
-    (0..count)
-        .map(|block| (owner << 32) | (block + 1))
-        .collect()
-}
 
 /// Near enough for rates that were fitted.
 fn about(actual: f64, expected: f64) -> bool {
@@ -29,7 +23,11 @@ fn terms_are_what_they_say() {
     assert_eq!(placed.winner.cached, [640, 0, 0, 0]);
     let terms = placed.winner.terms;
     assert!(about(terms.prefill, 10.0 + 64.0), "{terms:?}");
-    assert!(about(terms.decode, 10.0 * 5.1), "{terms:?}");
+    let own = bench.step_ms(1.0, 20.0 / 10_000.0);
+    assert!(
+        about(terms.decode, Prices::default().token * own),
+        "{terms:?}"
+    );
     assert_eq!(
         (terms.queue, terms.onboard, terms.transfer, terms.evict),
         (0.0, 0.0, 0.0, 0.0)
@@ -92,30 +90,6 @@ fn splitting_is_decided_by_cost() {
     bench.table.0.insert(ids[0], chain(3, 30));
     let third = bench.place(prompt(3, &chain(3, 30))).unwrap();
     assert_eq!(third.winner.prefill, ids[0]);
-}
-
-#[test]
-fn a_pair_pays_for_what_it_adds_to_the_streams_that_it_joins() {
-    let (mut bench, ids) = Bench::new(immediate(), &[Role::Prefill, Role::Decode]);
-    for id in 1..=10 {
-        let placed = bench.place(prompt(id, &chain(id, 100))).unwrap();
-        bench.progress(placed.lease, true, 1);
-    }
-    let (_, _, laws) = bench.selector.rates()[0].clone();
-    let law = laws.into_iter().find(|law| law.name == "decode").unwrap();
-    let step = |streams: f64, blocks: f64| {
-        let [one, stream, full] = [0, 1, 2].map(|at: usize| law.coefficients[at].1);
-        one + stream * streams + full * blocks / 10_000.0
-    };
-    let blocks = bench.selector.slots(ids[1]).blocks as f64;
-    let placed = bench.place(prompt(11, &chain(11, 100))).unwrap();
-    let prices = Prices::default();
-    let own = step(11.0, blocks + 100.0);
-    let each = own - step(10.0, blocks);
-    assert!(each > 0.1, "{each}");
-    let expected = prices.token * (own + 10.0 * prices.stream * each);
-    let paid = placed.winner.terms.decode;
-    assert!((paid - expected).abs() < 1e-9, "{paid} {expected}");
 }
 
 #[test]

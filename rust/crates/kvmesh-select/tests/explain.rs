@@ -5,16 +5,10 @@ mod common;
 
 use std::collections::HashSet;
 
-use common::{Bench, immediate, planned, prompt};
-use kvmesh_select::{Candidate, Config, Placed, PolicyName, Request, Role};
+use common::{Bench, chain, immediate, planned, prompt};
+use kvmesh_select::{Candidate, Config, Placed, PolicyName, Prices, Request, Role};
 
 const KEPT: usize = 16;
-
-fn chain(owner: u64, count: u64) -> Vec<u64> {
-    (0..count)
-        .map(|block| (owner << 32) | (block + 1))
-        .collect()
-}
 
 fn pair(candidate: &Candidate) -> (u64, u64) {
     (candidate.prefill.raw(), candidate.decode.raw())
@@ -65,6 +59,14 @@ fn pairs_with_every_decode_worker_are_explained() {
         first.exclude.extend([ids[2], ids[3], ids[5]]);
         let first = bench.place(first).unwrap();
         bench.progress(first.lease, true, 1);
+        // Beside it a token takes longer, in a fuller pool, and so do its own.
+        let prices = Prices::default();
+        let held = bench.selector.slots(ids[4]).blocks as f64;
+        let share = |blocks: f64| blocks / 10_000.0;
+        let alone = prices.token * bench.step_ms(1.0, share(10.0));
+        let both = bench.step_ms(2.0, share(held + 10.0));
+        let more = both - bench.step_ms(1.0, share(held));
+        let beside = prices.token * (both + prices.stream * more);
         let mut request = prompt(2, &chain(2, 10));
         request.explain = true;
         let placed = bench.place(request).unwrap();
@@ -79,11 +81,13 @@ fn pairs_with_every_decode_worker_are_explained() {
         assert!(placed.costs.is_sorted());
         for (candidate, cost) in placed.candidates.iter().zip(&placed.costs) {
             assert!((candidate.terms.total() - cost).abs() < 1e-9);
-            // Beside a stream each token takes 0.1 ms longer, which counts ten times, and the pool is fuller.
-            let alone = placed.winner.terms.decode;
-            let beside = alone + if candidate.decode == ids[4] { 1.3 } else { 0.0 };
+            let decode = if candidate.decode == ids[4] {
+                beside
+            } else {
+                alone
+            };
             assert!(
-                (candidate.terms.decode - beside).abs() < 0.4,
+                (candidate.terms.decode - decode).abs() < 1e-9,
                 "{candidate:?}"
             );
             assert_eq!(candidate.terms.transfer > 0.0, candidate.decode != ids[5]);

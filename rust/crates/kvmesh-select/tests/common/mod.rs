@@ -66,6 +66,13 @@ pub fn spec(key: u64, role: Role) -> WorkerSpec {
     }
 }
 
+/// Hashes of a prompt's blocks, of which no other owner has any.
+pub fn chain(owner: u64, count: u64) -> Vec<u64> {
+    (0..count)
+        .map(|block| (owner << 32) | (block + 1))
+        .collect()
+}
+
 /// A prompt of whole blocks with these hashes.
 pub fn prompt(id: u64, blocks: &[u64]) -> Request {
     Request {
@@ -141,6 +148,19 @@ impl Bench {
             .iter()
             .find(|placed| placed.request == id)
             .cloned()
+    }
+
+    /// A coefficient of what the first class of workers is known to take.
+    pub fn rate(&self, law: &str, at: usize) -> f64 {
+        let (_, _, laws) = &self.selector.rates()[0];
+        let law = laws.iter().find(|one| one.name == law).expect("a law");
+        law.coefficients[at].1
+    }
+
+    /// Milliseconds between tokens of so many streams, with this share of the pool in use.
+    pub fn step_ms(&self, streams: f64, share: f64) -> f64 {
+        let [one, stream, full] = [0, 1, 2].map(|at| self.rate("decode", at));
+        one + stream * streams + full * share
     }
 
     pub fn tick(&mut self) -> Vec<u64> {
