@@ -24,13 +24,13 @@ pub struct Prices {
 }
 
 impl Default for Prices {
-    /// Found by simulation of several kinds of traffic; what they decide is flat around these values.
+    /// Found by simulation; what they decide is flat around these values.
     fn default() -> Self {
         Self {
             work: 0.5,
-            stream: 0.1,
+            stream: 0.15,
             fresh: 0.3,
-            token: 50.0,
+            token: 10.0,
             evict: 3.0,
         }
     }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import sys
 
 from kvmesh.common import telemetry
 from kvmesh.common.config import load_config
@@ -21,6 +24,12 @@ def main() -> None:
         await serve(config)
 
     run(start)
+    if "nixl" in sys.modules:
+        # Where a machine has RDMA's libraries of its own, those of NIXL crash as they are unloaded.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A plain request's way through the server: read at once, its answer written with nothing to find out.
 
-What httptools and uvicorn do for any request, header by header and in callbacks, costs more than the rest of
-the frontend does for a short answer (`benchmarks/gateway.py`).
+What httptools and uvicorn do for any request is left out, header by header and in callbacks as it is.
 """
 
 from __future__ import annotations
