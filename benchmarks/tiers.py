@@ -15,8 +15,8 @@ Peers do the same work in processes and environments of their own. They check no
 so. Mooncake gets 32 blocks a call, which is its fastest way.
 
 Host and nvme are `TieredStore`'s. The host tier is full all the time, so every put evicts, by LRU: other
-policies would refuse some of the blocks. Disk puts count until all is on the disk (`flush`); two batches
-of 16 are under way. Disk gets are of blocks that are not in memory; each caller has one under way.
+policies would refuse some of the blocks. Disk puts count until all is on the disk (`flush`); a writer's batch
+has depth 32. Disk gets are of blocks that are not in memory; each caller has one under way.
 
 The network tier is two kvbm processes on this machine, connected as UCX does by itself, and by TCP. A chain
 is prefetched from one to the other, or two at once (2 threads): until all of it is there, checked (beside

@@ -121,26 +121,6 @@ fn flushed_blocks_are_there_after_a_restart() {
 }
 
 #[test]
-fn what_a_flush_returns_after_is_on_record_though_the_writers_had_chosen_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), 64, 1200);
-    let nvme = store.store().nvme().unwrap().clone();
-    let below = kvmesh_kvbm::tiers::NamespaceId(0);
-    // More than memory has room for, so that the writers are at work whenever a flush begins.
-    for round in 0..10 {
-        let numbers = round * 100..(round + 1) * 100;
-        for number in numbers.clone() {
-            assert!(store.put(digest(number), &content(number)).unwrap());
-        }
-        store.flush().unwrap();
-        for number in numbers {
-            assert_eq!(nvme.lookup(below, &[digest(number)]), 1, "block {number}");
-        }
-    }
-    store.close();
-}
-
-#[test]
 fn flipped_bits_on_the_disk_are_found_and_never_served() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), 32, 400);

@@ -96,7 +96,7 @@ pub(crate) struct Shared {
 
 struct Lower {
     nvme: Arc<NvmeTier>,
-    spiller: Arc<Spiller>,
+    spiller: Spiller,
     promoter: Promoter,
 }
 
@@ -152,10 +152,9 @@ impl Store {
             Some(nvme) => {
                 host.spill();
                 let tier = NvmeTier::new(&nvme.dir, nvme.bytes, settings.policy);
-                let spiller = Arc::new(Spiller::start(&shared, &tier, nvme.bytes_per_day)?);
                 Some(Lower {
-                    promoter: Promoter::start(&shared, &tier, &spiller, settings.host_bytes)?,
-                    spiller,
+                    spiller: Spiller::start(&shared, &tier, nvme.bytes_per_day)?,
+                    promoter: Promoter::start(&shared, &tier, settings.host_bytes)?,
                     nvme: tier,
                 })
             }

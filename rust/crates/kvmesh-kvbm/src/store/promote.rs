@@ -10,7 +10,6 @@ use kvmesh_core::{Digest, Tier as Kind};
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
 
-use super::spill::Spiller;
 use super::{Flow, Shared};
 use crate::error::{Error, Result};
 use crate::image::Layout;
@@ -30,8 +29,6 @@ pub(super) struct Promoter {
 struct Work {
     shared: Arc<Shared>,
     nvme: Arc<NvmeTier>,
-    /// What comes up pushes others out.
-    spiller: Arc<Spiller>,
     /// Blocks that may be on their way at a time, by bytes.
     most_bytes: u64,
     queue: Mutex<Queue>,
@@ -80,13 +77,11 @@ impl Promoter {
     pub(super) fn start(
         shared: &Arc<Shared>,
         nvme: &Arc<NvmeTier>,
-        spiller: &Arc<Spiller>,
         host_bytes: u64,
     ) -> Result<Self> {
         let work = Arc::new(Work {
             shared: shared.clone(),
             nvme: nvme.clone(),
-            spiller: spiller.clone(),
             most_bytes: host_bytes / PART,
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -341,9 +336,6 @@ impl Work {
                 break;
             }
             at += host.leading(namespace, &chain[at..]);
-        }
-        if !arrivals.is_empty() && host.wants_spilling() {
-            self.spiller.wake();
         }
         arrivals
     }

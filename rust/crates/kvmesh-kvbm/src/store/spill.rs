@@ -1,13 +1,11 @@
-//! Blocks that leave next go to the disk, a batch at a time, on threads of its own.
-//!
-//! There are two of them, so that the disk has one's batch to write while the other proves the blocks of its next.
+//! Blocks that leave next go to the disk, a batch at a time, on a thread of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 
 use super::admission::{Admission, Verdict};
 use super::{Flow, Open, Shared};
@@ -16,10 +14,8 @@ use crate::error::{Error, Result};
 use crate::image::AT_REST;
 use crate::tiers::{Direction, Leaving, NvmeTier, Tier, Transfer};
 
-/// Batches under way at a time.
-const WRITERS: usize = 2;
 /// Blocks of a batch.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 /// Bytes of a batch, unless one block has more.
 const BATCH_BYTES: usize = 32 << 20;
 /// How often it looks for work without being woken.
@@ -27,10 +23,10 @@ const IDLE: Duration = Duration::from_millis(200);
 /// The first page of an image is written from a copy, because its first word differs.
 const PAGE: usize = crate::image::ALIGNMENT;
 
-/// The writers. Blocks are written on their threads, or on those of a call of `write_everything`.
+/// The writer. Blocks are written on its thread, or on that of a caller of `write_everything`.
 pub(super) struct Spiller {
     work: Arc<Work>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Work {
@@ -40,8 +36,6 @@ struct Work {
     begun: Instant,
     signal: Mutex<Signal>,
     woken: Condvar,
-    /// Shared from when blocks are chosen until they are on record, or will not be.
-    writing: RwLock<()>,
     spilled: AtomicU64,
     unlikely: AtomicU64,
     over_budget: AtomicU64,
@@ -74,69 +68,43 @@ impl Spiller {
             begun: Instant::now(),
             signal: Mutex::default(),
             woken: Condvar::new(),
-            writing: RwLock::new(()),
             spilled: AtomicU64::new(0),
             unlikely: AtomicU64::new(0),
             over_budget: AtomicU64::new(0),
             unplaced: AtomicU64::new(0),
         });
-        let spiller = Self {
+        let of_thread = work.clone();
+        let thread = thread::Builder::new()
+            .name("kvbm-spill".into())
+            .spawn(move || of_thread.run())
+            .map_err(Error::io("cannot start", "the disk tier's threads"))?;
+        Ok(Self {
             work,
-            threads: Mutex::default(),
-        };
-        for _ in 0..WRITERS {
-            let work = spiller.work.clone();
-            let thread = thread::Builder::new()
-                .name("kvbm-spill".into())
-                .spawn(move || work.run());
-            match thread {
-                Ok(thread) => spiller.threads.lock().push(thread),
-                Err(error) => {
-                    spiller.stop();
-                    return Err(Error::io("cannot start", "the disk tier's threads")(error));
-                }
-            }
-        }
-        Ok(spiller)
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// There may be work.
     pub(super) fn wake(&self) {
         self.work.signal.lock().wake = true;
-        // One that is writing looks again when it has written.
-        self.work.woken.notify_one();
+        self.work.woken.notify_all();
     }
 
     /// Writes the blocks of the host tier that are not on the disk, those used last first, and makes them outlive the
     /// machine.
     pub(super) fn write_everything(&self, within: Option<Duration>) -> Result<()> {
         let begun = Instant::now();
-        let (host, all) = (&self.work.shared.host, self.work.shared.host.everything());
-        let batches = Mutex::new(all.rchunks(BATCH));
-        let failure = Mutex::new(Ok(()));
-        let write = || {
-            loop {
-                let Some(batch) = batches.lock().next() else {
-                    return;
-                };
-                if within.is_some_and(|within| begun.elapsed() > within) {
-                    batch.iter().for_each(|block| host.spilled(block));
-                } else if let Err(error) = self.work.write(batch.to_vec(), true) {
-                    let mut failure = failure.lock();
-                    *failure = std::mem::replace(&mut *failure, Ok(())).and(Err(error));
-                }
+        let all = self.work.shared.host.everything();
+        let mut written = Ok(());
+        for batch in all.rchunks(BATCH) {
+            if within.is_some_and(|within| begun.elapsed() > within) {
+                let host = &self.work.shared.host;
+                batch.iter().for_each(|block| host.spilled(block));
+            } else {
+                written = written.and(self.work.write(batch.to_vec(), true));
             }
-        };
-        thread::scope(|scope| {
-            for _ in 1..WRITERS {
-                // Where there is no thread to be had, this one writes all.
-                let _ = thread::Builder::new().spawn_scoped(scope, write);
-            }
-            write();
-        });
-        // Blocks that the writers had chosen before are passed over above, and are there when these are done.
-        drop(self.work.writing.write());
-        failure.into_inner().and_then(|()| self.work.nvme.sync())
+        }
+        written.and_then(|()| self.work.nvme.sync())
     }
 
     pub(super) fn flow(&self) -> Flow {
@@ -153,7 +121,7 @@ impl Spiller {
     pub(super) fn stop(&self) {
         self.work.signal.lock().stop = true;
         self.work.woken.notify_all();
-        for thread in self.threads.lock().drain(..) {
+        if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
     }
@@ -173,7 +141,6 @@ impl Work {
                 signal.wake = false;
             }
             loop {
-                let _writing = self.writing.read();
                 let leaving = self.shared.host.leaving(BATCH);
                 if leaving.is_empty() || self.signal.lock().stop {
                     leaving
@@ -300,25 +267,20 @@ impl Work {
             results[number] = Some(result);
         });
         let mut failure = Ok(());
-        let (mut filled, mut leaving) = (Vec::new(), Vec::new());
         for (block, result) in batch.into_iter().zip(results) {
             let written = result.unwrap_or(Err(Error::NotFilled));
             match written.and_then(|()| block.reserved.seal()) {
-                Ok(block) => filled.push(block),
+                Ok(filled) => {
+                    block::register(vec![filled]);
+                    self.spilled.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) => {
                     self.unplaced.fetch_add(1, Ordering::Relaxed);
                     failure = failure.and(Err(error));
                 }
             }
-            leaving.push(block.leaving);
+            self.shared.host.spilled(&block.leaving);
         }
-        self.spilled
-            .fetch_add(filled.len() as u64, Ordering::Relaxed);
-        // At once, which is one addition to the record; before any of them may leave memory.
-        block::register(filled);
-        leaving
-            .iter()
-            .for_each(|block| self.shared.host.spilled(block));
         failure
     }
 }
