@@ -3,12 +3,14 @@
 A cycle places a request, reports its prompt as computed and ends it. An eighth of the workers have half of
 every prompt cached; every worker has live streams. Beside decisions in process stands the selection core of
 Dynamo's crate (`routing_peer/src/decisions.rs`, built with the first run) under the same load, with no Python
-around it. Over gRPC 8 requests are under way at once, with 64 workers and prompts of 16 blocks: on one
-stream, as gateways do it, and by 8 clients with a unary call for each of the three, all in one process; CPU
-is the router process' own. Beside them Dynamo's SelectionService with the same load: embedded in its caller's
-process, without a network (its CPU is its caller's, too), and served over HTTP, as ours is over gRPC, with 8
-clients in one process. Rounds take turns. Goals: a decision of 16 blocks <= 10 us at 64 workers and <= 30 us
-at 512; three times the cycles a second of the faster of the two over the stream, 1.2 times by unary calls.
+around it. Over gRPC 8 requests are under way at once, with 64 workers: on one stream, as gateways do it, and
+by 8 clients with a unary call for each of the three, all in one process; CPU is the router process' own.
+Prompts are token ids, 257 in blocks of 16 or 4,097 in blocks of 64, and our clients hash them, as gateways
+do. Beside them Dynamo's SelectionService with the same load: embedded in its caller's process, without a
+network (its CPU is its caller's, too), and served over HTTP, as ours is over gRPC, with 8 clients in one
+process. Rounds take turns. Goals: a decision of 16 blocks <= 10 us at 64 workers and <= 30 us
+at 512; three times the cycles a second of the faster of the two over the stream, 1.2 times by unary calls
+(they were set after the embedded service had been measured with 4,096 tokens).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc.aio
+import numpy as np
 import uvloop
 
 from harness import ROOT, Cell, Report, cpu_seconds, interleave, main, say
@@ -41,7 +44,7 @@ from kvmesh.common.config import Config, RouterConfig
 from kvmesh.common.errors import KvmeshError
 from kvmesh.common.grpc.client import Channels
 from kvmesh.common.grpc.streams import Stream, StreamHub
-from kvmesh.core import Placed, PrefixIndex, Selector
+from kvmesh.core import Placed, PrefixIndex, Selector, hash_tokens
 from kvmesh.router.index import IndexFeed
 from kvmesh.router.service import RouterService
 from kvmesh.v1.router_pb2 import (
@@ -56,6 +59,8 @@ from kvmesh.v1.router_pb2 import (
 from kvmesh.v1.router_pb2_grpc import RouterServiceStub
 
 METHOD = "/kvmesh.v1.RouterService/RouteStream"
+# Over gRPC: blocks of a prompt, and tokens of a block. A prompt has a token more.
+SHAPES = ((16, 16), (64, 64))
 BLOCK = 16
 AT_ONCE = 8
 WORKERS = 64
@@ -154,17 +159,33 @@ async def decide(report: Report, rounds: int, turns: int) -> None:
             report.add(Cell(name, "us", "lower", figures["decision"], goal=GOALS_US[workers]))
 
 
+class Prompts:
+    """Prompts as a gateway has them, of so many blocks of so many tokens."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        blocks, self.block_tokens = shape
+        tokens = blocks * self.block_tokens + 1
+        self.tokens = [
+            np.array([random.randrange(50_000) for _ in range(tokens)], dtype=np.uint32) for _ in range(64)
+        ]
+
+    def route(self, name: str, number: int) -> RouteRequest:
+        tokens = self.tokens[number % 64]
+        hashes = hash_tokens(tokens, self.block_tokens).tolist()
+        return RouteRequest(request_id=name, prompt_tokens=len(tokens), block_hashes=hashes)
+
+
 class Caller:
     """Keeps requests under way on one stream; every answer is reported, ended and followed by the next."""
 
-    def __init__(self, cycles: int) -> None:
+    def __init__(self, cycles: int, shape: tuple[int, int]) -> None:
         self.left = cycles
+        self.prompts = Prompts(shape)
         self.sent: dict[int, float] = {}
         self.waits: list[float] = []
         self.numbers = itertools.count(1)
         self.over = asyncio.Event()
         self.stream: Stream
-        self.chains = [[random.getrandbits(64) for _ in range(16)] for _ in range(64)]
 
     def ask(self, count: int, reports: list[LeaseReport]) -> None:
         message = RouteStreamRequest(reports=reports)
@@ -172,10 +193,9 @@ class Caller:
             self.left -= 1
             number = next(self.numbers)
             self.sent[number] = time.perf_counter()
-            route = RouteRequest(
-                request_id=f"r{number}", prompt_tokens=257, block_hashes=self.chains[number % 64]
+            message.routes.append(
+                NumberedRoute(number=number, route=self.prompts.route(f"r{number}", number))
             )
-            message.routes.append(NumberedRoute(number=number, route=route))
         self.stream.send(message.SerializeToString())
 
     def on_message(self, message: bytes) -> None:
@@ -202,7 +222,7 @@ class Caller:
         self.over.set()
 
 
-async def serve() -> None:
+async def serve(block_tokens: int) -> None:
     """The router's side, served as its process does: prints its port, and ends with its parent."""
     members = Members()
     config = Config()
@@ -211,7 +231,7 @@ async def serve() -> None:
     bus = Bus("nats://127.0.0.1:1", "bench")
     service = RouterService(members, bus, feed, RouterConfig(), random=random.Random(1))
     for number in range(WORKERS):
-        members.put(worker_info(f"w{number}"))
+        members.put(worker_info(f"w{number}", page_size=block_tokens))
     service.add_to(server)
     await server.start()
     service.start()
@@ -222,11 +242,11 @@ async def serve() -> None:
 
 
 @asynccontextmanager
-async def routing() -> AsyncIterator[tuple[int, int]]:
+async def routing(block_tokens: int) -> AsyncIterator[tuple[int, int]]:
     """A router's process: its pid and port."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     router = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "--serve", stdin=-1, stdout=-1, env=environment
+        sys.executable, __file__, "--serve", str(block_tokens), stdin=-1, stdout=-1, env=environment
     )
     assert router.stdin is not None
     assert router.stdout is not None
@@ -241,13 +261,13 @@ async def routing() -> AsyncIterator[tuple[int, int]]:
         await router.wait()
 
 
-async def over_a_stream(cycles: int) -> dict[str, float]:
+async def over_a_stream(shape: tuple[int, int], cycles: int) -> dict[str, float]:
     """Cycles a second, the router's CPU for each in microseconds, milliseconds from question to answer."""
     hub = StreamHub()
     try:
-        async with routing() as (pid, port):
+        async with routing(shape[1]) as (pid, port):
             for count in (cycles // 10, cycles):
-                caller = Caller(count)
+                caller = Caller(count, shape)
                 caller.stream = hub.open(f"127.0.0.1:{port}", METHOD, caller)
                 cpu, began = cpu_seconds([pid]), time.perf_counter()
                 caller.ask(AT_ONCE, [])
@@ -260,19 +280,15 @@ async def over_a_stream(cycles: int) -> dict[str, float]:
     return figures
 
 
-async def by_unary_calls(cycles: int) -> dict[str, float]:
+async def by_unary_calls(shape: tuple[int, int], cycles: int) -> dict[str, float]:
     """The same figures, of clients that each wait for the answer to every call."""
-    chains = [[random.getrandbits(64) for _ in range(16)] for _ in range(64)]
+    prompts = Prompts(shape)
     waits: list[float] = []
 
     async def client(stub: RouterServiceStub, name: int, count: int) -> None:
         for number in range(count):
             asked = time.perf_counter()
-            placed = await stub.Route(
-                RouteRequest(
-                    request_id=f"c{name}-{number}", prompt_tokens=257, block_hashes=chains[number % 64]
-                )
-            )
+            placed = await stub.Route(prompts.route(f"c{name}-{number}", number))
             waits.append(time.perf_counter() - asked)
             for report in (
                 LeaseReport(lease_id=placed.lease.id, prefill_done=True, output_tokens=1),
@@ -280,7 +296,7 @@ async def by_unary_calls(cycles: int) -> dict[str, float]:
             ):
                 await stub.Report(ReportRequest(reports=[report]))
 
-    async with routing() as (pid, port), AsyncExitStack() as channels:
+    async with routing(shape[1]) as (pid, port), AsyncExitStack() as channels:
         stubs = [
             RouterServiceStub(
                 await channels.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN))
@@ -296,10 +312,10 @@ async def by_unary_calls(cycles: int) -> dict[str, float]:
     return figures
 
 
-async def dynamo(how: str, cycles: int) -> dict[str, float]:
+async def dynamo(how: str, shape: tuple[int, int], cycles: int) -> dict[str, float]:
     """The same figures of Dynamo's SelectionService; RuntimeError when it cannot be had."""
     python = dynamo_environment()
-    arguments = [how, WORKERS, AT_ONCE, cycles, 16, BLOCK]
+    arguments = [how, WORKERS, AT_ONCE, cycles, *shape]
     peer = await asyncio.create_subprocess_exec(
         python,
         Path(__file__).with_name("selection_peer.py"),
@@ -327,15 +343,21 @@ def _figures(waits: list[float], began: float, cpu: float) -> dict[str, float]:
 async def run(report: Report, quick: bool) -> None:
     rounds, turns = (2_000, 1) if quick else (20_000, 3)
     await decide(report, rounds, turns)
-    cycles = 2_000 if quick else 20_000
-    ways = {"stream": partial(over_a_stream, cycles), "unary": partial(by_unary_calls, cycles)}
+    for shape in SHAPES:
+        await cycle(report, shape, 2_000 if quick else 20_000, turns)
+
+
+async def cycle(report: Report, shape: tuple[int, int], cycles: int, turns: int) -> None:
+    ways = {"stream": partial(over_a_stream, shape, cycles), "unary": partial(by_unary_calls, shape, cycles)}
     try:
         for name, how in PEERS.items():
-            await dynamo(how, AT_ONCE * 10)
-            ways[name] = partial(dynamo, how, cycles)
+            await dynamo(how, shape, AT_ONCE * 10)
+            ways[name] = partial(dynamo, how, shape, cycles)
     except RuntimeError as error:
         say(f"Dynamo is left out: {error}")
     found = await interleave(ways, turns)
+    blocks, block_tokens = shape
+    tokens = f"{blocks * block_tokens + 1:,} tokens"
     for way, said, goal in (("stream", "over a stream", 3.0), ("unary", "by unary calls", 1.2)):
         for figure, unit, label in (
             ("rate", "1/s", "cycles a second"),
@@ -346,12 +368,13 @@ async def run(report: Report, quick: bool) -> None:
             peers = {name: found[name][figure] for name in PEERS if name in found}
             better = "higher" if figure == "rate" else "lower"
             wanted = goal if figure == "rate" and peers else None
-            report.add(Cell(f"{label}, {said}", unit, better, found[way][figure], peers, goal=wanted))
+            name = f"{label}, {tokens}, {said}"
+            report.add(Cell(name, unit, better, found[way][figure], peers, goal=wanted))
 
 
 if __name__ == "__main__":
     if "--serve" in sys.argv:
-        lifecycle.run(serve)
+        lifecycle.run(partial(serve, int(sys.argv[-1])))
     else:
         # The clients', as gateways run on it.
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -107,6 +107,9 @@ class IndexFeed:
         self._channels = channels
         self._store = (store_id, store_address, store_node)
         self._holders: dict[str, Holder] = {}
+        # The same, by id in the index and by node: asked for with every request.
+        self._engines: dict[int, Holder] = {}
+        self._stores: dict[str, list[Holder]] = {}
         self._observers: dict[str, Observer] = {}
         self._repairs = asyncio.Semaphore(MAX_REPAIRS)
         # By store.
@@ -154,8 +157,7 @@ class IndexFeed:
 
     def stores_of(self, node: str) -> list[str]:
         """Addresses of the stores on a node that answer."""
-        stores = (holder for holder in self._holders.values() if not holder.engine and holder.node == node)
-        return [store.address for store in stores if store.address]
+        return [store.address for store in self._stores.get(node, ()) if store.address]
 
     def source_for(self, node: str, hashes: Sequence[int]) -> tuple[str, int]:
         """The store of another node behind which most leading blocks of a prompt are, and how many.
@@ -164,19 +166,18 @@ class IndexFeed:
         ("", 0) where no other node has a store that answers.
         """
         elsewhere = {
-            holder.node: holder.address
-            for holder in self._holders.values()
-            if not holder.engine and holder.address and holder.node not in ("", node)
+            of: store.address
+            for of, stores in self._stores.items()
+            for store in stores
+            if store.address and of not in ("", node)
         }
         if not elsewhere or not hashes:
             return "", 0
-        matched = self.index.match(hashes)
         found = ("", 0)
-        for holder in self._holders.values():
-            if holder.engine and holder.node in elsewhere and holder.index_id in matched:
-                depth = matched[holder.index_id][2]
-                if depth > found[1]:
-                    found = (elsewhere[holder.node], depth)
+        for index_id, depths in self.index.match(hashes).items():
+            address = elsewhere.get(self._engines[index_id].node)
+            if address is not None and depths[2] > found[1]:
+                found = (address, depths[2])
         return found
 
     def behind(self) -> int:
@@ -255,7 +256,11 @@ class IndexFeed:
 
         holder = Holder(holder_id, index_id, node, engine, EventStream(apply, reset))
         self._holders[holder_id] = holder
-        if engine and holder_id in self._observers:
+        if not engine:
+            self._stores.setdefault(node, []).append(holder)
+            return holder
+        self._engines[index_id] = holder
+        if holder_id in self._observers:
             self._observers[holder_id].linked(index_id)
         return holder
 
@@ -263,6 +268,10 @@ class IndexFeed:
         if holder.repairing is not None:
             holder.repairing.cancel()
         del self._holders[holder.id]
+        if holder.engine:
+            del self._engines[holder.index_id]
+        else:
+            self._stores[holder.node].remove(holder)
         self.index.drop(holder.index_id)
 
     # Batches.
