@@ -261,6 +261,26 @@ async def routing(block_tokens: int) -> AsyncIterator[tuple[int, int]]:
         await router.wait()
 
 
+class Spent:
+    """What cycles cost from now on: time, and CPU of the router's process and of this one."""
+
+    def __init__(self, router: int) -> None:
+        self.router = router
+        self.router_s, self.clients_s = cpu_seconds([router]), time.process_time()
+        self.began = time.perf_counter()
+
+    def figures(self, waits: list[float]) -> dict[str, float]:
+        """Of so many cycles, which waited for their placements for so many seconds."""
+        seconds, ordered = time.perf_counter() - self.began, sorted(waits)
+        return {
+            "rate": len(waits) / seconds,
+            "cpu_us": 1e6 * (cpu_seconds([self.router]) - self.router_s) / len(waits),
+            "clients_us": 1e6 * (time.process_time() - self.clients_s) / len(waits),
+            "p50_ms": 1e3 * statistics.median(waits),
+            "p99_ms": 1e3 * ordered[int(0.99 * len(waits))],
+        }
+
+
 async def over_a_stream(shape: tuple[int, int], cycles: int) -> dict[str, float]:
     """Cycles a second, the router's CPU for each in microseconds, milliseconds from question to answer."""
     hub = StreamHub()
@@ -269,10 +289,10 @@ async def over_a_stream(shape: tuple[int, int], cycles: int) -> dict[str, float]
             for count in (cycles // 10, cycles):
                 caller = Caller(count, shape)
                 caller.stream = hub.open(f"127.0.0.1:{port}", METHOD, caller)
-                cpu, began = cpu_seconds([pid]), time.perf_counter()
+                spent = Spent(pid)
                 caller.ask(AT_ONCE, [])
                 await caller.over.wait()
-                figures = _figures(caller.waits, began, cpu_seconds([pid]) - cpu)
+                figures = spent.figures(caller.waits)
                 caller.stream.cancel()
                 assert len(caller.waits) == count
     finally:
@@ -305,10 +325,9 @@ async def by_unary_calls(shape: tuple[int, int], cycles: int) -> dict[str, float
         ]
         for count in (cycles // 10, cycles):
             waits.clear()
-            cpu, began = cpu_seconds([pid]), time.perf_counter()
-            each = count // AT_ONCE
+            spent, each = Spent(pid), count // AT_ONCE
             await asyncio.gather(*(client(stub, name, each) for name, stub in enumerate(stubs)))
-            figures = _figures(waits, began, cpu_seconds([pid]) - cpu)
+            figures = spent.figures(waits)
     return figures
 
 
@@ -328,16 +347,6 @@ async def dynamo(how: str, shape: tuple[int, int], cycles: int) -> dict[str, flo
     if peer.returncode:
         raise RuntimeError(f"SelectionService does not run: {complaint.decode()[-300:]}")
     return json.loads(said.splitlines()[-1])
-
-
-def _figures(waits: list[float], began: float, cpu: float) -> dict[str, float]:
-    spent, ordered = time.perf_counter() - began, sorted(waits)
-    return {
-        "rate": len(waits) / spent,
-        "cpu_us": 1e6 * cpu / len(waits),
-        "p50_ms": 1e3 * statistics.median(waits),
-        "p99_ms": 1e3 * ordered[int(0.99 * len(waits))],
-    }
 
 
 async def run(report: Report, quick: bool) -> None:
@@ -368,8 +377,9 @@ async def cycle(report: Report, shape: tuple[int, int], cycles: int, turns: int)
             peers = {name: found[name][figure] for name in PEERS if name in found}
             better = "higher" if figure == "rate" else "lower"
             wanted = goal if figure == "rate" and peers else None
+            note = f"clients' own CPU: {found[way]['clients_us']:.0f} us a cycle" if figure == "rate" else ""
             name = f"{label}, {tokens}, {said}"
-            report.add(Cell(name, unit, better, found[way][figure], peers, goal=wanted))
+            report.add(Cell(name, unit, better, found[way][figure], peers, goal=wanted, note=note))
 
 
 if __name__ == "__main__":
