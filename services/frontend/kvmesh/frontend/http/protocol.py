@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.http.plain import PlainCycle, PlainProtocol
+from kvmesh.frontend.http.unchunked import unchunked
 from kvmesh.frontend.protocol.plain import PlainBody
 from kvmesh.frontend.serving.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
@@ -149,6 +150,10 @@ class _BoundedProtocol(PlainProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, unchunked(app, cycle) if old else app)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -111,8 +111,8 @@ def _kept(place: str, item: Item, kept: Mapping[str, dict[str, Any]]) -> dict[st
     if item.id not in kept:
         raise KvmeshError(
             ErrorCode.ERROR_CODE_NOT_FOUND,
-            f"there is no item {item.id!r}; its response was not stored, or has been deleted or forgotten: send "
-            "the item itself",
+            f"there is no item {item.id!r}; its response was not stored, or has been deleted or forgotten: "
+            "send the item itself",
             param=f"{place}.id",
         )
     return kept[item.id]
