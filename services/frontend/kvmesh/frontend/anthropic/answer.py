@@ -33,7 +33,9 @@ class MessageResponse(Response):
     def __init__(self, answers: Answers, body: MessagesRequest) -> None:
         super().__init__()
         self._answers = answers
-        self._body = body
+        self._stream = bool(body.stream)
+        self._wanted, self._thoughts = body.max_tokens, body.thoughts()
+        self._ignored = [*body.ignored(), *answers.ignored]
         self._request_id = answers.call.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +47,7 @@ class MessageResponse(Response):
         ):
             async with aclosing(answers.deltas()) as deltas:
                 first = await anext(deltas)
-                send_all = self._send_stream if self._body.stream else self._send_whole
+                send_all = self._send_stream if self._stream else self._send_whole
                 await send_all(first, deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
@@ -98,10 +100,8 @@ class MessageResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _message(self) -> Message:
-        body, model = self._body, self._answers.call.model.name
-        return Message(model, self._answers, body.max_tokens, body.thoughts())
+        return Message(self._answers.call.model.name, self._answers, self._wanted, self._thoughts)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        ignored = [*self._body.ignored(), *self._answers.ignored]
         # What Anthropic's clients call it.
-        return [(b"request-id", self._request_id.encode()), *ignored_header(ignored)]
+        return [(b"request-id", self._request_id.encode()), *ignored_header(self._ignored)]

@@ -25,6 +25,10 @@ from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
 
+# Of an answer that its client is behind with, so many are kept as bytes, and the rest as token ids, which are
+# far fewer.
+_MOST_UNTAKEN_BYTES = 16_384
+
 
 def bounded_protocol(
     most_header_bytes: int,
@@ -107,6 +111,7 @@ class _BoundedProtocol(PlainProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_MOST_UNTAKEN_BYTES)
         self._head_timer = self.loop.call_later(self._idle_s, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:

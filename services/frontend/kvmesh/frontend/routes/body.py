@@ -42,8 +42,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def plain_body(request: Request) -> PlainBody | None:
-    """The body, where it was read as a plain one with its request; then there is nothing else to read."""
-    return request.scope["state"].get("plain")
+    """The body, where it was read as a plain one with its request; then there is nothing else to read, and
+    from now on it is the caller's alone."""
+    return request.scope["state"].pop("plain", None)
 
 
 async def _read(request: Request, limit: int) -> bytes:
