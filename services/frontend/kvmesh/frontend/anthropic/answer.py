@@ -10,7 +10,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvmesh.common import metrics, telemetry
+from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.anthropic.errors import error_json
 from kvmesh.frontend.anthropic.message import Message, event_bytes
@@ -43,7 +43,6 @@ class MessageResponse(Response):
             renamed(NAMES),
             self._answers as answers,
             ClientWatch(scope, self._answers.call.deadline) as watch,
-            telemetry.span("generate", request_id=self._request_id),
         ):
             async with aclosing(answers.deltas()) as deltas:
                 first = await anext(deltas)

@@ -33,9 +33,10 @@ class CompletionRequest(GenerationRequest):
 
     def check(self) -> None:
         super().check()
-        if self.drawn() < self.wanted():
-            raise invalid(f"best_of must be at least n, which is {self.wanted()}", "best_of")
-        if self.stream and self.drawn() > self.wanted():
+        drawn, wanted = self.drawn(), self.wanted()
+        if drawn < wanted:
+            raise invalid(f"best_of must be at least n, which is {wanted}", "best_of")
+        if self.stream and drawn > wanted:
             raise invalid(
                 "best_of must equal n where stream is true: only whole choices are judged", "best_of"
             )
@@ -43,7 +44,7 @@ class CompletionRequest(GenerationRequest):
             raise invalid("max_tokens must be at least 1 without echo", "max_tokens")
         if self.suffix:
             raise unsupported("suffix", "is not supported; remove it")
-        if len(self.prompts()) * self.drawn() > _MOST:
+        if len(self.prompts()) * drawn > _MOST:
             raise invalid(f"prompts times n must not be more than {_MOST} choices", "prompt")
 
     def sampling(self) -> SamplingParams:
@@ -51,7 +52,7 @@ class CompletionRequest(GenerationRequest):
         if self.max_tokens == 0:
             # An engine has no way to compute a prompt alone.
             params.max_new_tokens = 1
-        if self.drawn() > self.wanted():
+        if self.logprobs is None and self.drawn() > self.wanted():
             # By which they are judged.
             params.top_logprobs = 0
         if self.logprobs is not None:
