@@ -14,6 +14,7 @@ from kvmesh.frontend.protocol.long import conversation
 from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import Call, check_generates, most_tokens, within_context
+from kvmesh.frontend.serving.infill import infill_prompt
 from kvmesh.frontend.serving.text import Reading, TextOptions
 from kvmesh.frontend.tenants.charge import Share
 from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN
@@ -62,7 +63,8 @@ async def completion_answers(
     texts = []
     for prompt in body.prompts():
         if isinstance(prompt, str):
-            encoded = tokenizer.encode(prompt, limit=most_tokens(calls.model))
+            text = infill_prompt(calls.model, prompt, body.suffix) if body.suffix else prompt
+            encoded = tokenizer.encode(text, limit=most_tokens(calls.model))
             prompt_ids = await within_context(calls.model, encoded, "prompt")
             calls.add(prompt_ids, "prompt", default_output=DEFAULT_MAX_TOKENS)
             texts.append(prompt if body.echo else "")
