@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.anthropic.errors import error_json
-from kvmesh.frontend.anthropic.message import Message, event_bytes
+from kvmesh.frontend.anthropic.message import Message, Thoughts, event_bytes
 from kvmesh.frontend.anthropic.request import NAMES, MessagesRequest
 from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.protocol.renamed import renamed
@@ -34,7 +34,8 @@ class MessageResponse(Response):
         super().__init__()
         self._answers = answers
         self._stream = bool(body.stream)
-        self._wanted, self._thoughts = body.max_tokens, body.thoughts()
+        self._wanted = body.max_tokens
+        self._thoughts: Thoughts = body.thoughts()
         self._ignored = [*body.ignored(), *answers.ignored]
         self._request_id = answers.call.request_id
 

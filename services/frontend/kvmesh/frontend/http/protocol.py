@@ -157,8 +157,9 @@ class _BoundedProtocol(PlainProtocol):
             self.app = app
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        old = cycle.scope["http_version"] == "1.0"
-        super()._start_asgi_task(cycle, unchunked(app, cycle) if old else app)
+        if cycle.scope["http_version"] == "1.0":
+            app = unchunked(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         super().pause_writing()
