@@ -48,9 +48,11 @@ async def one(nats: NatsServer, answer_ids: list[int]) -> AsyncIterator[Tenanted
 @pytest.fixture
 def serve(tmp_path: Path, tokenizer: Tokenizer) -> Serve:
     @asynccontextmanager
-    async def serving(answer: str, template: str = "qwen", **model: Any) -> AsyncIterator[Split]:
-        """A frontend whose model, with this template, answers so."""
-        path = checkpoint(tmp_path / template, TEMPLATES[template])
+    async def serving(
+        answer: str, template: str = "qwen", *, marks: bool = False, **model: Any
+    ) -> AsyncIterator[Split]:
+        """A frontend whose model, with this template, answers so; `marks` as for `checkpoint`."""
+        path = checkpoint(tmp_path / template, TEMPLATES[template], marks=marks)
         ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, EOS]
         async with frontend() as front:
             prefill = make(ROLE_PREFILL, ids, path=str(path), **model)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from fixtures.frontend import ANSWER, EOS, MODEL, Split, chunks_of, endless, error_of, hello
+from fixtures.frontend import ANSWER, EOS, MODEL, Serve, Split, chunks_of, endless, error_of, hello
 from fixtures.scripted_worker import logprob_of
 from fixtures.waiting import eventually
 from kvmesh.frontend.serving.scores import chat_logprobs, completion_logprobs, score
@@ -212,3 +212,18 @@ async def test_an_impossible_token_is_still_json(split: Split, answer_ids: list[
     never = TokenLogprob(logprob=float("-inf"), top_ids=[5], top_logprobs=[float("-inf")])
     written = chat_logprobs([score(text, answer_ids[0], never, 0)])["content"][0]
     assert written["logprob"] == written["top_logprobs"][0]["logprob"] == -9999.0
+
+
+async def test_an_answer_between_two_texts(serve: Serve, split: Split) -> None:
+    body = {"model": MODEL, "prompt": ["def f(", ""], "suffix": "return x", "max_tokens": 4}
+    refused = await split.front.http.post("/v1/completions", json=body)
+    assert error_of(refused) == {**error_of(refused), "param": "suffix", "code": "unsupported_parameter"}
+    async with serve(ANSWER, marks=True) as marked:
+        await complete(marked, **body)
+        spelled = Tokenizer.from_file(f"{marked.decode.info().model.path}/tokenizer.json")
+        asked = {spelled.decode(one.token_ids, skip_special_tokens=False) for one in marked.decode.received}
+        assert asked == {
+            "<fim_prefix>def f(<fim_suffix>return x<fim_middle>",
+            "<fim_prefix><fim_suffix>return x<fim_middle>",
+        }
+        assert all(spelled.token_to_id("<fim_middle>") == one.token_ids[-1] for one in marked.decode.received)

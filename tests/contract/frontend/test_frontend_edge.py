@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fixtures.frontend import CONTEXT_LENGTH, MODEL, Split, error_of, frontend, hello
+from fixtures.frontend import ANSWER, CONTEXT_LENGTH, MODEL, Split, chunks_of, error_of, frontend, hello
 from fixtures.waiting import eventually
 from kvmesh.common.config import load_config
 from kvmesh.common.errors import KvmeshError
@@ -57,6 +57,24 @@ async def test_headers_that_never_end_are_refused() -> None:
         whole = await front.http.get("/v1/models", headers={"x-long": "a" * 5000})
         assert (whole.status_code, error_of(whole)["code"]) == (431, "headers_too_large")
         assert (await front.http.get("/v1/models", headers={"x-long": "a" * 3000})).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_of_http_1_0_gets_no_chunks(split: Split, stream: bool) -> None:
+    body = orjson.dumps(hello(stream=stream))
+    raw = await Raw.to(split.front.url)
+    raw.writer.write(b"POST /v1/chat/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    async with asyncio.timeout(30):
+        head, _, answer = (await raw.reader.read()).partition(b"\r\n\r\n")
+    raw.writer.close()
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"transfer-encoding" not in head.lower()
+    if stream:
+        assert (
+            "".join(c["choices"][0]["delta"].get("content", "") for c in chunks_of(answer.decode())) == ANSWER
+        )
+    else:
+        assert orjson.loads(answer)["choices"][0]["message"]["content"] == ANSWER
 
 
 @pytest.mark.parametrize("begun", [REQUEST, b"G"])

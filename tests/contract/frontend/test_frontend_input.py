@@ -116,12 +116,28 @@ async def test_packed_bodies_are_refused_by_name(split: Split, path: str) -> Non
     packed = gzip.compress(orjson.dumps(hello()))
     response = await split.front.http.post(path, content=packed, headers={"content-encoding": "gzip"})
     error = response.json()["error"]
-    assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
+    assert (response.status_code, error["code"]) == (415, "unsupported_content_type")
+    assert response.headers["accept-encoding"] == "identity"
     assert (error["param"], "'gzip'" in error["message"]) == ("content-encoding", True)
     plain = await split.front.http.post(
         path, content=orjson.dumps(hello(max_tokens=1)), headers={"content-encoding": "identity"}
     )
     assert plain.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/tokenize"])
+async def test_bodies_are_json(split: Split, path: str) -> None:
+    body = orjson.dumps(hello(max_tokens=1))
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        response = await split.front.http.post(path, content=body, headers={"content-type": kind})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (415, "unsupported_content_type")
+        assert (error["param"], response.headers["accept-post"]) == ("content-type", "application/json")
+    assert not split.decode.received
+    for kind in ("application/json", "Application/JSON ; charset=utf-8", "application/vnd.api+json", ""):
+        response = await split.front.http.post(path, content=body, headers={"content-type": kind})
+        assert response.status_code == 200, kind
+    assert (await split.front.http.post(path, content=body)).status_code == 200
 
 
 async def test_oversized_bodies(answer_ids: list[int]) -> None:

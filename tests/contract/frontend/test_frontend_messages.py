@@ -73,6 +73,7 @@ async def test_models_are_listed_as_its_clients_read_them(split: Split, client: 
     page = await client.models.list()
     (model,) = page.data
     assert (model.id, model.type, model.display_name, page.has_more) == (MODEL, "model", MODEL, False)
+    assert (model.max_input_tokens, model.max_tokens) == (CONTEXT_LENGTH, CONTEXT_LENGTH)
     assert (page.first_id, page.last_id) == (MODEL, MODEL)
     one = await client.models.retrieve("default")
     assert (one.id, one.created_at) == (MODEL, model.created_at)

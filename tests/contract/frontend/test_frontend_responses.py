@@ -88,6 +88,44 @@ async def test_events_come_in_order(split: Split) -> None:
     await split.idle()
 
 
+async def test_all_that_was_asked_is_said_from_the_first_event_on(split: Split) -> None:
+    found = await events(split, tools=[{"type": "function", "name": "f"}])
+    for response in (found[0]["response"], found[-1]["response"]):
+        # What typed clients, those of Open Responses among them, take for granted is there, be it null.
+        assert (response["temperature"], response["top_p"]) == (1.0, 1.0)
+        assert (response["presence_penalty"], response["frequency_penalty"]) == (0.0, 0.0)
+        assert response["user"] is None
+        tool = {"type": "function", "name": "f", "description": None, "parameters": None, "strict": None}
+        assert response["tools"] == [tool]
+    assert found[0]["response"]["usage"] is None
+    assert found[-1]["response"]["usage"]["output_tokens"] > 0
+    asked = await events(split, temperature=0.0, top_p=0.5, user="me")
+    said = asked[0]["response"]
+    assert (said["temperature"], said["top_p"], said["user"]) == (0.0, 0.5, "me")
+
+
+async def test_items_are_named_instead_of_given(split: Split, tokenizer: Tokenizer) -> None:
+    client: Any = split.front.openai
+    first = await client.responses.create(model=MODEL, input="one")
+    (asked,) = (await client.responses.input_items.list(first.id)).data
+    named = [{"type": "item_reference", "id": asked.id}, {"id": first.output[0].id}]
+    last = {"role": "user", "content": "two"}
+    second = await client.responses.create(model=MODEL, input=[*named, last])
+    text = prompt(split, tokenizer)
+    assert text.index("one") < text.index(ANSWER) < text.index("two")
+    # They are the second's own input from then on.
+    await client.responses.delete(first.id)
+    items = (await client.responses.input_items.list(second.id, order="asc")).data
+    assert [item.id for item in items[:2]] == [asked.id, first.output[0].id]
+    await client.responses.create(model=MODEL, input=[*named, last])
+    assert prompt(split, tokenizer) == text
+    away = await client.responses.create(model=MODEL, input="x", store=False)
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.responses.create(model=MODEL, input=[last, {"id": away.output[0].id}])
+    assert caught.value.param == "input[1].id"
+    await split.idle()
+
+
 async def test_calls_and_their_outputs(split: Split, tokenizer: Tokenizer) -> None:
     answers(split, tokenizer, json.dumps(CALLS))
     client: Any = split.front.openai
@@ -231,6 +269,8 @@ async def test_truncation_leaves_out_the_oldest(split: Split, tokenizer: Tokeniz
     [
         ({"input": []}, "input"),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"id": "msg_x"}] * 1_025}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),

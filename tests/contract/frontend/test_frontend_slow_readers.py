@@ -23,7 +23,7 @@ CLIENTS = 3
 # Of an answer in chunks.
 END = b"0\r\n\r\n"
 TOKENS = 1_000
-# Answers that are more than the sockets and 64 KiB take.
+# Answers that are more than the sockets and 16 KiB take.
 STREAMS = {
     "/v1/chat/completions": hello(stream=True),
     "/v1/messages": hello(stream=True, max_tokens=TOKENS),
@@ -102,7 +102,7 @@ async def test_a_client_that_stops_reading_is_cut_off_at_the_deadline(path: str)
         await eventually(lambda: behind(split) == CLIENTS, 5, "all clients to be behind")
         # The engines are done, and yet no more than this waits.
         await eventually(lambda: not split.decode.live, 5)
-        assert max(untaken(split)) < 66 << 10
+        assert max(untaken(split)) < 18 << 10
         assert split.front.mesh.sessions
         await eventually(lambda: split.front.idle(split.prefill, split.decode), 5)
         for client in clients:

@@ -87,11 +87,8 @@ def test_api_page_lists_every_field(
     page = documented()
     known = page["Both endpoints"] | page[section]
     supported = {field.alias or name for name, field in kind.model_fields.items()}
-    # `suffix` is known to be refused.
-    assert {name for name, what in known.items() if what == "supported"} == supported - {"suffix"}
-    assert {name for name, what in known.items() if what == "refused"} == REFUSED.keys() - supported | (
-        {"suffix"} & supported
-    )
+    assert {name for name, what in known.items() if what == "supported"} == supported
+    assert {name for name, what in known.items() if what == "refused"} == REFUSED.keys() - supported
 
 
 def test_api_page_lists_every_field_of_embeddings() -> None:

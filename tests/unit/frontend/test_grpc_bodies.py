@@ -62,7 +62,6 @@ CHAT = {
 COMPLETION = {
     "prompt": "prompts",
     "best_of": "streams are not judged",
-    "suffix": "is refused",
 }
 # Of gRPC's, without one of that name in REST, and why.
 SAMPLING = {
@@ -268,6 +267,7 @@ def test_nothing_of_a_completion_is_lost() -> None:
         user="u",
         n=2,
         echo=True,
+        suffix="c",
         options=OPTIONS,
     )
     assert completion_body(full(request)).model_dump(exclude_unset=True) == {
@@ -278,6 +278,7 @@ def test_nothing_of_a_completion_is_lost() -> None:
         "stop": ["."],
         "n": 2,
         "echo": True,
+        "suffix": "c",
         "logprobs": 4,
         "kvmesh": {**KVMESH, "explain": True},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ async def test_what_is_put_is_there_for_its_owner(store: SqliteStore) -> None:
     assert not await store.delete(KIND, "you", "a")
     assert await store.delete(KIND, "me", "a")
     assert not await store.delete(KIND, "me", "a")
+
+
+async def test_records_are_found_by_their_labels_names(store: SqliteStore) -> None:
+    one, two = (
+        replace(record(id, created), labels=dict.fromkeys(names, ""), created=created)
+        for id, created, names in (("a", 2, "xz"), ("b", 1, "yz"))
+    )
+    for kept in (one, two):
+        await store.put(kept)
+    found = await store.labelled(KIND, "me", ["z", "y", "nothing"])
+    assert [kept.id for kept in found] == ["b", "a"]
+    assert [kept.id for kept in await store.labelled(KIND, "me", ["x"])] == ["a"]
+    assert await store.labelled(KIND, "you", ["x"]) == []
+    await store.delete(KIND, "me", "a")
+    assert await store.labelled(KIND, "me", ["x"]) == []
 
 
 async def test_only_what_is_there_is_replaced(store: SqliteStore) -> None:

@@ -5,9 +5,10 @@ use crate::Bounds;
 /// Requests with more go the long way.
 const MOST_HEADERS: usize = 48;
 /// Headers that change how the body, or the connection, is to be read.
-const NOT_PLAIN: [&str; 6] = [
+const NOT_PLAIN: [&str; 7] = [
     "transfer-encoding",
     "content-encoding",
+    "content-type",
     "connection",
     "expect",
     "upgrade",
@@ -97,6 +98,10 @@ fn is_plain(&(name, value): &Header<'_>) -> bool {
         // What HTTP/1.1 means anyway.
         Some(&"connection") => value.eq_ignore_ascii_case(b"keep-alive"),
         Some(&"content-encoding") => value.eq_ignore_ascii_case(b"identity"),
+        Some(&"content-type") => {
+            let kind = value.split(|&byte| byte == b';').next().unwrap_or_default();
+            kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        }
         Some(_) => false,
     }
 }

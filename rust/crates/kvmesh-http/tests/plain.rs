@@ -95,6 +95,7 @@ fn other_heads_are_left_alone() {
         request("/v1/completions", "Content-Length: 45\r\n", BODY),
         request("/v1/completions", "Transfer-Encoding: chunked\r\n", BODY),
         request("/v1/completions", "content-encoding: gzip\r\n", BODY),
+        request("/v1/completions", "content-type: text/plain\r\n", BODY),
         request("/v1/completions", "EXPECT: 100-continue\r\n", BODY),
         request("/v1/completions", "Connection: close\r\n", BODY),
         request(

@@ -31,6 +31,7 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_QUOTA_EXHAUSTED: _ClassVar[ErrorCode]
     ERROR_CODE_HEADERS_TOO_LARGE: _ClassVar[ErrorCode]
     ERROR_CODE_REQUEST_TIMEOUT: _ClassVar[ErrorCode]
+    ERROR_CODE_UNSUPPORTED_MEDIA_TYPE: _ClassVar[ErrorCode]
 ERROR_CODE_UNSPECIFIED: ErrorCode
 ERROR_CODE_INVALID_ARGUMENT: ErrorCode
 ERROR_CODE_CONTEXT_LENGTH_EXCEEDED: ErrorCode
@@ -55,6 +56,7 @@ ERROR_CODE_INTERNAL: ErrorCode
 ERROR_CODE_QUOTA_EXHAUSTED: ErrorCode
 ERROR_CODE_HEADERS_TOO_LARGE: ErrorCode
 ERROR_CODE_REQUEST_TIMEOUT: ErrorCode
+ERROR_CODE_UNSUPPORTED_MEDIA_TYPE: ErrorCode
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "param", "retryable", "retry_after_ms")

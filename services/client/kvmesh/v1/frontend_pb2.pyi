@@ -191,7 +191,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
-    __slots__ = ("model", "prompts", "sampling", "stop", "explain", "user", "n", "echo", "options")
+    __slots__ = ("model", "prompts", "sampling", "stop", "explain", "user", "n", "echo", "options", "suffix")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class CompleteRequest(_message.Message):
     N_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[Prompt]
     sampling: _engine_pb2.SamplingParams
@@ -210,7 +211,8 @@ class CompleteRequest(_message.Message):
     n: int
     echo: bool
     options: RequestOptions
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., sampling: _Optional[_Union[_engine_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., explain: _Optional[bool] = ..., user: _Optional[str] = ..., n: _Optional[int] = ..., echo: _Optional[bool] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+    suffix: str
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., sampling: _Optional[_Union[_engine_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., explain: _Optional[bool] = ..., user: _Optional[str] = ..., n: _Optional[int] = ..., echo: _Optional[bool] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ..., suffix: _Optional[str] = ...) -> None: ...
 
 class CompleteResponse(_message.Message):
     __slots__ = ("text", "finish_reason", "usage", "kvmesh", "index", "logprobs")

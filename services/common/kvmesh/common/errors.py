@@ -49,6 +49,9 @@ TABLE: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.ERROR_CODE_PAYLOAD_TOO_LARGE: ErrorSpec(
         _S.INVALID_ARGUMENT, 413, _CLIENT, "payload_too_large", False
     ),
+    ErrorCode.ERROR_CODE_UNSUPPORTED_MEDIA_TYPE: ErrorSpec(
+        _S.INVALID_ARGUMENT, 415, _CLIENT, "unsupported_content_type", False
+    ),
     ErrorCode.ERROR_CODE_HEADERS_TOO_LARGE: ErrorSpec(
         _S.INVALID_ARGUMENT, 431, _CLIENT, "headers_too_large", False
     ),

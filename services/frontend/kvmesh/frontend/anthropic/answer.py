@@ -10,10 +10,10 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvmesh.common import metrics, telemetry
+from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.anthropic.errors import error_json
-from kvmesh.frontend.anthropic.message import Message, event_bytes
+from kvmesh.frontend.anthropic.message import Message, Thoughts, event_bytes
 from kvmesh.frontend.anthropic.request import NAMES, MessagesRequest
 from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.protocol.renamed import renamed
@@ -33,7 +33,10 @@ class MessageResponse(Response):
     def __init__(self, answers: Answers, body: MessagesRequest) -> None:
         super().__init__()
         self._answers = answers
-        self._body = body
+        self._stream = bool(body.stream)
+        self._wanted = body.max_tokens
+        self._thoughts: Thoughts = body.thoughts()
+        self._ignored = [*body.ignored(), *answers.ignored]
         self._request_id = answers.call.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,11 +44,10 @@ class MessageResponse(Response):
             renamed(NAMES),
             self._answers as answers,
             ClientWatch(scope, self._answers.call.deadline) as watch,
-            telemetry.span("generate", request_id=self._request_id),
         ):
             async with aclosing(answers.deltas()) as deltas:
                 first = await anext(deltas)
-                send_all = self._send_stream if self._body.stream else self._send_whole
+                send_all = self._send_stream if self._stream else self._send_whole
                 await send_all(first, deltas, send)
         if watch.gone:
             metrics.frontend().disconnects.inc()
@@ -98,10 +100,8 @@ class MessageResponse(Response):
         await send({"type": "http.response.body", "body": content})
 
     def _message(self) -> Message:
-        body, model = self._body, self._answers.call.model.name
-        return Message(model, self._answers, body.max_tokens, body.thoughts())
+        return Message(self._answers.call.model.name, self._answers, self._wanted, self._thoughts)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        ignored = [*self._body.ignored(), *self._answers.ignored]
         # What Anthropic's clients call it.
-        return [(b"request-id", self._request_id.encode()), *ignored_header(ignored)]
+        return [(b"request-id", self._request_id.encode()), *ignored_header(self._ignored)]

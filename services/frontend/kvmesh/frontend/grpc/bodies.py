@@ -91,6 +91,7 @@ def completion_body(request: CompleteRequest) -> CompletionRequest:
         stop=list(request.stop),
         user=request.user,
         echo=request.echo,
+        suffix=request.suffix,
     )
     fields |= sampling_body(request.sampling) | _options(request.options) | {"prompt": prompts}
     return _validate(CompletionRequest, fields, request.explain)

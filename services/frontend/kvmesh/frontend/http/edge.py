@@ -68,9 +68,8 @@ class Edge:
         in_flight = self._in_flight(endpoint)
         in_flight.inc()
         try:
-            with span(
-                f"{scope['method']} {endpoint}", parent=headers.get(b"traceparent", b"").decode("latin-1")
-            ):
+            parent = headers.get(b"traceparent", b"").decode("latin-1")
+            with span(f"{scope['method']} {endpoint}", parent, request_id=scope["state"]["request_id"]):
                 try:
                     await self._app(scope, receive, send_with_id)
                 except Exception:

@@ -185,9 +185,10 @@ class PlainCycle(RequestResponseCycle):
         self.response_started = True
         self.chunked_encoding = True
         head = [STATUS_LINE[message["status"]]]
-        for name, value in (*self.default_headers, *message["headers"]):
-            if HEADER_VALUE_RE.search(value):
-                raise RuntimeError("a header's value would end its line")
+        headers = [*self.default_headers, *message["headers"]]
+        if HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+            raise RuntimeError("a header's value would end its line")
+        for name, value in headers:
             if name == b"content-length":
                 self.chunked_encoding = False
             head += (name, b": ", value, b"\r\n")

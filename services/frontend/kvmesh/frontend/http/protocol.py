@@ -14,15 +14,20 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.http.plain import PlainCycle, PlainProtocol
+from kvmesh.frontend.http.unchunked import unchunked
 from kvmesh.frontend.protocol.plain import PlainBody
 from kvmesh.frontend.serving.failures import failure
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 log = structlog.get_logger()
+
+# Of an answer that its client is behind with, so many are kept as bytes, and the rest as token ids, which are
+# far fewer.
+_MOST_UNTAKEN_BYTES = 16_384
 
 
 def bounded_protocol(
@@ -106,6 +111,7 @@ class _BoundedProtocol(PlainProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_MOST_UNTAKEN_BYTES)
         self._head_timer = self.loop.call_later(self._idle_s, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,6 +155,11 @@ class _BoundedProtocol(PlainProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = unchunked(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         super().pause_writing()

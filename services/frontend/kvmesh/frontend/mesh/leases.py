@@ -86,6 +86,7 @@ class Leases:
 
     def __init__(self, routers: Routers) -> None:
         self._routers = routers
+        self._loop = asyncio.get_running_loop()
         routers.when_lost(self._on_lost)
         self._live: dict[int, HeldLease] = {}
         self._due: dict[int, HeldLease] = {}
@@ -111,7 +112,7 @@ class Leases:
 
     def report_soon(self, lease: HeldLease) -> None:
         self._due[lease.id] = lease
-        self._wake_at(asyncio.get_running_loop().time() + _SOON_S)
+        self._wake_at(self._loop.time() + _SOON_S)
 
     def drop(self, lease: HeldLease) -> None:
         self._live.pop(lease.id, None)
@@ -127,21 +128,20 @@ class Leases:
             self._timer = None
 
     def _renew_in(self, delay: float) -> None:
-        self._renew_at = min(self._renew_at, asyncio.get_running_loop().time() + delay)
+        self._renew_at = min(self._renew_at, self._loop.time() + delay)
         self._wake_at(self._renew_at)
 
     def _wake_at(self, at: float) -> None:
-        loop = asyncio.get_running_loop()
         if self._timer is not None:
             if self._timer_at <= at:
                 return
             self._timer.cancel()
         self._timer_at = at
-        self._timer = loop.call_at(at, self._on_timer)
+        self._timer = self._loop.call_at(at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        if asyncio.get_running_loop().time() < self._renew_at:
+        if self._loop.time() < self._renew_at:
             self._report(self._due)
         else:
             self._report({**self._live, **self._due})

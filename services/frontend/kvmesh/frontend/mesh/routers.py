@@ -70,7 +70,7 @@ class Routers:
         Raises KvmeshError: a refusal, or what the last one failed with; UNAVAILABLE where none was asked, as
         all have said nothing of late, or there is none.
         """
-        failure = KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "no router answers; try again soon")
+        failure: KvmeshError | None = None
         for link in self._order():
             left = deadline - self._clock()
             if left <= 0:
@@ -85,7 +85,7 @@ class Routers:
                 failure = error
                 if error.code == ErrorCode.ERROR_CODE_DEADLINE_EXCEEDED and self._clock() < deadline:
                     link.silent_until = self._clock() + PAUSE_S
-        raise failure
+        raise failure or KvmeshError(ErrorCode.ERROR_CODE_UNAVAILABLE, "no router answers; try again soon")
 
     def reachable(self, link: RouterLink) -> RouterLink:
         """`link`, or where what it should hear is better said now."""

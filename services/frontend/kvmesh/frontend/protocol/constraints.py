@@ -69,7 +69,7 @@ class ConstraintFields(Body):
 
     def constraint(self) -> Named | None:
         """The one constraint there is. Raises KvmeshError for two, and for one that cannot be right."""
-        if not self.model_fields_set & _FIELDS:
+        if _FIELDS.isdisjoint(self.model_fields_set):
             return None
         found = [named for named in self._constraints() if named is not None]
         if len(found) > 1:
@@ -98,7 +98,7 @@ class ConstraintFields(Body):
         ]
 
 
-_FIELDS = ConstraintFields.model_fields.keys()
+_FIELDS = frozenset(ConstraintFields.model_fields)
 
 
 def schema_constraint(schema: Schema | None, param: str) -> Named | None:

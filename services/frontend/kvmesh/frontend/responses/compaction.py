@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import Field
 
-from kvmesh.common import telemetry
 from kvmesh.frontend.protocol.generation import ServiceTier
 from kvmesh.frontend.responses.items import new_id
 from kvmesh.frontend.responses.request import ConversationRequest
@@ -51,7 +50,7 @@ class Compaction:
     async def result(self) -> dict[str, Any]:
         """The object that its client is told. Raises KvmeshError."""
         notes: list[str] = []
-        with self.answers as answers, telemetry.span("generate", request_id=answers.call.request_id):
+        with self.answers as answers:
             async with aclosing(answers.deltas()) as deltas:
                 async for _, delta in deltas:
                     notes.append(delta.text)

@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 
-from kvmesh.common import telemetry
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.protocol.renamed import rename
 from kvmesh.frontend.responses.kept import Kept
@@ -99,10 +98,9 @@ class Generation:
 
     async def result(self) -> dict[str, Any]:
         """The response, when it has ended. Raises KvmeshError."""
-        with telemetry.span("generate", request_id=self.answers.call.request_id):
-            async with aclosing(self.events()) as events:
-                async for _ in events:
-                    pass
+        async with aclosing(self.events()) as events:
+            async for _ in events:
+                pass
         return self.response
 
     async def cancel(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kvmesh.common.errors import invalid
+from kvmesh.common.errors import KvmeshError, invalid
 from kvmesh.frontend.protocol.body import Body, List, unsupported
 from kvmesh.frontend.serving.thoughts import unseal
+from kvmesh.v1.errors_pb2 import ErrorCode
 
 _REFUSED_PARTS = {
     "input_image": "the model takes no images",
@@ -41,11 +42,21 @@ class Item(Body):
     encrypted_content: str | None = None
 
 
-def checked_items(given: str | list[Item] | None) -> list[dict[str, Any]]:
-    """As they are kept and listed: all fields spelled out. Raises KvmeshError for what is not served."""
+def references(given: str | list[Item] | None) -> list[str]:
+    """Ids of the items that are named instead of given."""
+    return [item.id for item in given or () if isinstance(item, Item) and _is_reference(item) and item.id]
+
+
+def checked_items(given: str | list[Item] | None, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """As they are kept and listed: all fields spelled out, and `kept` ones, by id, in place of references.
+    Raises KvmeshError for what is not served, or not kept."""
     if isinstance(given, str):
         given = [Item(role="user", content=given)]
-    return [_checked(f"input[{i}]", item) for i, item in enumerate(given or ())]
+    checked = []
+    for i, item in enumerate(given or ()):
+        place = f"input[{i}]"
+        checked.append(_kept(place, item, kept) if _is_reference(item) else _checked(place, item))
+    return checked
 
 
 def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,6 +99,23 @@ def chat_messages(instructions: str, items: Sequence[dict[str, Any]]) -> list[di
 def new_id(kind: str) -> str:
     """`kind`: msg, fc, resp, ..."""
     return f"{kind}_{uuid.uuid4().hex}"
+
+
+def _is_reference(item: Item) -> bool:
+    return item.type == "item_reference" or (item.type is None and item.id is not None and not item.role)
+
+
+def _kept(place: str, item: Item, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    if not item.id:
+        raise invalid(f"{place}.id is required", f"{place}.id")
+    if item.id not in kept:
+        raise KvmeshError(
+            ErrorCode.ERROR_CODE_NOT_FOUND,
+            f"there is no item {item.id!r}; its response was not stored, or has been deleted or forgotten: "
+            "send the item itself",
+            param=f"{place}.id",
+        )
+    return kept[item.id]
 
 
 def _checked(place: str, item: Item) -> dict[str, Any]:

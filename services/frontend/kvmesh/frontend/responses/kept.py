@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -13,8 +14,10 @@ from kvmesh.frontend.store.journal import Journal, Seen
 from kvmesh.v1.errors_pb2 import ErrorCode
 
 _KIND = "response"
-# Responses of one conversation: each is read for the next one.
+# Responses of one conversation: each is read for the next one. So many items may be named, too.
 _LONGEST = 1_024
+# Before an item's id, in the label that its response is found by.
+_ITEM = "item."
 # Seconds without a report after which the frontend that generates a response is held to be gone.
 _LOST_S = 15.0
 
@@ -85,6 +88,16 @@ class Kept:
             items += [*kept.items, *kept.response["output"]]
         return items
 
+    async def items(self, owner: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those of these items that are kept with some response, as its input or output, by id."""
+        if len(ids) > _LONGEST:
+            raise invalid(f"input names more than {_LONGEST} items; send the items themselves", "input")
+        found: dict[str, dict[str, Any]] = {}
+        for record in await self._store.labelled(_KIND, owner, [f"{_ITEM}{id}" for id in ids]):
+            kept = _read(record)
+            found |= {item["id"]: item for item in (*kept.items, *kept.response["output"])}
+        return found
+
     async def delete(self, owner: str, id: str) -> None:
         """Raises KvmeshError(NOT_FOUND)."""
         if not await self._store.delete(_KIND, owner, id):
@@ -100,7 +113,8 @@ class Kept:
 def _record(owner: str, response: dict[str, Any], items: list[dict[str, Any]]) -> Record:
     body = orjson.dumps({"response": response, "items": items})
     parent = response["previous_response_id"] or ""
-    return Record(_KIND, response["id"], owner, body, parent, response["created_at"])
+    labels = {f"{_ITEM}{item['id']}": "" for item in (*items, *response["output"])}
+    return Record(_KIND, response["id"], owner, body, parent, response["created_at"], labels)
 
 
 def _read(record: Record) -> KeptResponse:

@@ -10,7 +10,7 @@ from kvmesh.frontend.protocol import ChatCompletionRequest
 from kvmesh.frontend.protocol.renamed import renamed
 from kvmesh.frontend.responses.compaction import LONGEST_SUMMARY, SUMMARIZE, Compaction, CompactRequest
 from kvmesh.frontend.responses.generation import Generation
-from kvmesh.frontend.responses.items import chat_messages, checked_items
+from kvmesh.frontend.responses.items import chat_messages, checked_items, references
 from kvmesh.frontend.responses.request import NAMES, ConversationRequest, InputTokensRequest, ResponsesRequest
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.generation import chat_answers
@@ -25,7 +25,7 @@ async def prepare(
 ) -> Generation:
     """Raises KvmeshError for whatever can be known before anything runs."""
     body.check()
-    items = checked_items(body.input)
+    items = await own_items(gateway, body, owner)
     messages = chat_messages(body.instructions or "", await with_history(gateway, body, items, owner))
     chat = body.chat(messages)
     cuts = _cuts(messages) if body.truncation == "auto" else [(0, 0)]
@@ -38,7 +38,7 @@ async def prepare_compaction(
 ) -> Compaction:
     """Raises KvmeshError for whatever can be known before anything runs."""
     body.check()
-    items = await with_history(gateway, body, checked_items(body.input), owner)
+    items = await with_history(gateway, body, await own_items(gateway, body, owner), owner)
     messages = [*chat_messages(body.instructions or "", items), {"role": "user", "content": SUMMARIZE}]
     context = gateway.models.resolve(body.model).info.context_length
     free = min(LONGEST_SUMMARY, context // _FREE)
@@ -49,7 +49,7 @@ async def prepare_compaction(
 async def count(gateway: Gateway, body: InputTokensRequest, owner: str) -> int:
     """Tokens of the prompt, however long. Raises KvmeshError."""
     body.check()
-    items = await with_history(gateway, body, checked_items(body.input), owner)
+    items = await with_history(gateway, body, await own_items(gateway, body, owner), owner)
     chat = body.chat(chat_messages(body.instructions or "", items))
     with renamed(NAMES):
         chat.check()
@@ -59,6 +59,12 @@ async def count(gateway: Gateway, body: InputTokensRequest, owner: str) -> int:
                 chat.conversation(), chat.template_args(), gateway.cache_scope()
             )
         )
+
+
+async def own_items(gateway: Gateway, body: ConversationRequest, owner: str) -> list[dict[str, Any]]:
+    """The body's input, with the items that it names in their places."""
+    named = references(body.input)
+    return checked_items(body.input, await gateway.kept.items(owner, named) if named else {})
 
 
 async def with_history(

@@ -28,6 +28,8 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "status": "in_progress",
         "background": bool(body.background),
         "error": None,
+        # This API has no field for the penalties, and Open Responses wants to see them.
+        "frequency_penalty": 0.0,
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -35,6 +37,7 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "metadata": body.metadata or {},
         "model": model,
         "output": [],
+        "presence_penalty": 0.0,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
@@ -42,20 +45,21 @@ def new_response(body: ResponsesRequest, model: str, tier: str) -> dict[str, Any
         "safety_identifier": body.safety_identifier,
         "service_tier": tier,
         "store": body.stored(),
-        "temperature": body.temperature,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {
             "format": wanted.model_dump(by_alias=True, exclude_none=True),
             "verbosity": text.verbosity or "medium",
         },
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_unset=True),
         "tools": [
-            {"parameters": None, "strict": None, **tool.model_dump(exclude_unset=True)}
+            {"description": None, "parameters": None, "strict": None, **tool.model_dump(exclude_unset=True)}
             for tool in body.tools or ()
         ],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": body.top_p,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": body.truncation or "disabled",
-        **({"user": body.user} if body.user is not None else {}),
+        "usage": None,
+        "user": body.user,
     }
 
 

@@ -12,7 +12,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvmesh.common import metrics, telemetry
+from kvmesh.common import metrics
 from kvmesh.common.errors import KvmeshError
 from kvmesh.frontend.http.client_watch import ClientWatch, Connection
 from kvmesh.frontend.http.sse import DONE, ChunkWriter, error_chunk
@@ -64,11 +64,7 @@ class AnswerResponse(Response):
         answers = self._answers
         request_id = answers.call.request_id
         deadline = answers.call.deadline
-        with (
-            answers,
-            ClientWatch(scope, deadline) as watch,
-            telemetry.span("generate", request_id=request_id),
-        ):
+        with answers, ClientWatch(scope, deadline) as watch:
             events = _Events(scope, self._chunk) if self._stream else None
             async with aclosing(answers.deltas(events)) as deltas:
                 await (self._send_stream(deltas, events, send) if events else self._send_whole(deltas, send))

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kvmesh.common import metrics, telemetry
+from kvmesh.common import metrics
 from kvmesh.frontend.gateway import Gateway
 from kvmesh.frontend.http.client_watch import ClientWatch
 from kvmesh.frontend.protocol import EmbeddingRequest, parse
@@ -33,7 +33,7 @@ async def create_embeddings(request: Request) -> Response:
     body, ignored = parse(EmbeddingRequest, await read_body(request, gateway.config.max_body_bytes))
     request_id = request.state.request_id
     vectors: Vectors | None = None
-    with ClientWatch(request.scope), telemetry.span("embed", request_id=request_id):
+    with ClientWatch(request.scope):
         vectors = await embed(gateway, body, request_id, received=received)
     if vectors is None:
         metrics.frontend().disconnects.inc()

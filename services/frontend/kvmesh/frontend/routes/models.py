@@ -57,6 +57,8 @@ def _model_json(gateway: Gateway, model: Model) -> dict[str, Any]:
         "type": "model",
         "display_name": model.name,
         "created_at": datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "max_input_tokens": model.info.context_length,
+        "max_tokens": model.info.context_length,
         # Of an adapter: the model that it is for.
         "parent": model.info.name if model.adapter else None,
         # Named as by vLLM and SGLang, whose clients look for it.

@@ -110,7 +110,12 @@ def check_offered(model: Model, needs: Sequence[Capability], params: Mapping[str
 
 
 def packed(model: Model, token_ids: Sequence[int], param: str) -> array[int]:
-    """A prompt as an array. Raises KvmeshError for ids that are not even 32 bits of a natural number."""
+    """A prompt as an array, which nobody changes: one that is an array is taken as it is.
+
+    Raises KvmeshError for ids that are not even 32 bits of a natural number.
+    """
+    if isinstance(token_ids, array):
+        return token_ids
     try:
         return array(TOKEN, token_ids)
     except OverflowError:

@@ -14,6 +14,9 @@ from kvmesh.frontend.serving.call import new_request_id
 _UNAVAILABLE = 503
 _UNAUTHORIZED = 401
 _TOO_MANY = 429
+_UNREADABLE = 415
+# What a body may be.
+_READ_HERE = {"accept-encoding": "identity", "accept-post": "application/json"}
 # Whose clients read Anthropic's errors.
 _MESSAGES = "/v1/messages"
 
@@ -23,8 +26,12 @@ def failure(scope: Scope, error: KvmeshError) -> JSONResponse:
     path: str = scope["path"]
     if path == _MESSAGES or path.startswith(f"{_MESSAGES}/"):
         state = scope.get("state", {})
-        return anthropic.error_response(error, state.get("request_id") or new_request_id())
-    return _openai(error)
+        response = anthropic.error_response(error, state.get("request_id") or new_request_id())
+    else:
+        response = _openai(error)
+    if response.status_code == _UNREADABLE:
+        response.headers.update(_READ_HERE)
+    return response
 
 
 def _openai(error: KvmeshError) -> JSONResponse:

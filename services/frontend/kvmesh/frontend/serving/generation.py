@@ -14,6 +14,7 @@ from kvmesh.frontend.protocol.long import conversation
 from kvmesh.frontend.protocol.strict import strict_calls
 from kvmesh.frontend.serving.answers import Answers
 from kvmesh.frontend.serving.call import Call, check_generates, most_tokens, within_context
+from kvmesh.frontend.serving.infill import infill_prompt
 from kvmesh.frontend.serving.text import Reading, TextOptions
 from kvmesh.frontend.tenants.charge import Share
 from kvmesh.v1.common_pb2 import CAPABILITY_CONSTRAIN
@@ -62,20 +63,21 @@ async def completion_answers(
     texts = []
     for prompt in body.prompts():
         if isinstance(prompt, str):
-            encoded = tokenizer.encode(prompt, limit=most_tokens(calls.model))
+            text = infill_prompt(calls.model, prompt, body.suffix) if body.suffix else prompt
+            encoded = tokenizer.encode(text, limit=most_tokens(calls.model))
             prompt_ids = await within_context(calls.model, encoded, "prompt")
             calls.add(prompt_ids, "prompt", default_output=DEFAULT_MAX_TOKENS)
-            texts.append(prompt)
+            texts.append(prompt if body.echo else "")
         else:
             calls.add(prompt, "prompt", ids_from_client=True, default_output=DEFAULT_MAX_TOKENS)
             texts.append(tokenizer.text.decode(prompt) if body.echo else "")
-    stops = body.stops()
+    # Of the body, which holds its prompts, nothing more is kept while the answers come.
+    stops, echoes, silent, choices = body.stops(), bool(body.echo), body.max_tokens == 0, calls.choices
 
     def options(number: int) -> TextOptions:
-        echo = texts[number // calls.choices] if body.echo else None
-        return TextOptions(stops, echo=echo, silent=body.max_tokens == 0)
+        return TextOptions(stops, echo=texts[number // choices] if echoes else None, silent=silent)
 
-    return Answers(gateway.mesh, calls.calls, options, calls.choices)
+    return Answers(gateway.mesh, calls.calls, options, choices)
 
 
 async def token_answers(

@@ -20,7 +20,7 @@ from kvmesh.frontend.tenants.charge import Charge
 from kvmesh.v1.common_pb2 import CachedTokens
 from kvmesh.v1.engine_pb2 import EngineRequest, Finish
 from kvmesh.v1.errors_pb2 import ErrorCode
-from kvmesh.v1.router_pb2 import WorkerRef
+from kvmesh.v1.router_pb2 import Placement
 
 log = structlog.get_logger()
 
@@ -265,9 +265,7 @@ class Session:
         finally:
             self.route_ms += (time.perf_counter() - begun) * 1000
         placement = routed.placement
-        workers = (placement.decode, placement.prefill)
-        lost = [worker.id for worker in workers if self._is_lost(worker)]
-        if patient and lost:
+        if patient and (lost := self._lost_of(placement)):
             # Still listed, and it looks idle: others are asked first the next time.
             excluded += lost
             if routed.lease is not None:
@@ -284,9 +282,10 @@ class Session:
         )
         return attempt
 
-    def _is_lost(self, worker: WorkerRef) -> bool:
+    def _lost_of(self, placement: Placement) -> list[str]:
         # One that is listed for longer is there, whatever was taken for its loss.
-        return time.monotonic() < self._lost.get((worker.id, worker.incarnation), 0.0)
+        now, workers = time.monotonic(), (placement.decode, placement.prefill)
+        return [w.id for w in workers if now < self._lost.get((w.id, w.incarnation), 0.0)]
 
     def _engine_request(self, call: Call, attempt: Attempt) -> EngineRequest:
         """Without the prompt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -69,6 +69,10 @@ class Store(Protocol):
 
         Raises KvmeshError(NOT_FOUND) where `after` is not there.
         """
+        ...
+
+    async def labelled(self, kind: str, owner: str, names: Sequence[str]) -> list[Record]:
+        """Those that have a label of any of these names, the oldest first, without their labels."""
         ...
 
     async def delete(self, kind: str, owner: str, id: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import orjson
 
 from kvmesh.common.config import StoreConfig
 from kvmesh.common.errors import KvmeshError, invalid
@@ -27,6 +29,7 @@ CREATE TABLE IF NOT EXISTS labels (
     kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
     PRIMARY KEY (kind, id, name)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS labels_name ON labels (kind, name, id);
 CREATE TABLE IF NOT EXISTS kept (one INTEGER PRIMARY KEY CHECK (one = 1), bytes INTEGER NOT NULL);
 INSERT OR IGNORE INTO kept VALUES (1, 0);
 CREATE TRIGGER IF NOT EXISTS record_put AFTER INSERT ON records
@@ -35,6 +38,11 @@ CREATE TRIGGER IF NOT EXISTS record_gone AFTER DELETE ON records
     BEGIN UPDATE kept SET bytes = bytes - old.size; END;
 CREATE TRIGGER IF NOT EXISTS labels_gone AFTER DELETE ON records
     BEGIN DELETE FROM labels WHERE kind = old.kind AND id = old.id; END;
+"""
+_LABELLED = f"""
+UPDATE records SET used = :now WHERE kind = :kind AND owner = :owner AND id IN (
+    SELECT id FROM labels WHERE kind = :kind AND name IN (SELECT value FROM json_each(:names))
+) RETURNING {_COLUMNS}
 """
 _CHAIN = f"""
 WITH RECURSIVE chain(depth, {_COLUMNS}) AS (
@@ -157,6 +165,16 @@ class SqliteStore:
                 (*values, limit + 1),
             ).fetchall()
             return Page([Record(*row) for row in found[:limit]], len(found) > limit)
+
+        return await self._database.write(run)
+
+    async def labelled(self, kind: str, owner: str, names: Sequence[str]) -> list[Record]:
+        def run(db: sqlite3.Connection) -> list[Record]:
+            now = self._clock()
+            self._evict(db, now, 0)
+            where = {"now": now, "kind": kind, "owner": owner, "names": orjson.dumps(names).decode()}
+            records = [Record(*row) for row in db.execute(_LABELLED, where)]
+            return sorted(records, key=lambda record: (record.created, record.id))
 
         return await self._database.write(run)
 
