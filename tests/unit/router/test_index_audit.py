@@ -219,6 +219,25 @@ async def test_blocks_too_many_are_a_divergence_also_after_the_cap(nats: NatsSer
         await world.close()
 
 
+async def test_what_was_forgotten_of_others_excuses_nobody(nats: NatsServer) -> None:
+    world = World(nats, max_bytes=200_000)
+    await world.start()
+    try:
+        other = world.index.add_engine("other")
+        world.index.store(other, range(100, 40_100))
+        assert world.index.forgotten(other) > 0
+        world.worker.store([1, 2])
+        await eventually(lambda: world.feed.blocks_of("w") == 2)
+        world.index.remove(0, [1])
+        found = await world.verify()
+        assert (found.result, found.missing) == (Result.DIFFERENT, {"device": [f"{1:016x}"]})
+        world.worker.store([3])
+        await eventually(lambda: world.feed.divergences_total == 1)
+        await eventually(lambda: sorted(world.index.blocks(0).tolist()) == [1, 2, 3])
+    finally:
+        await world.close()
+
+
 async def test_a_worker_that_does_not_answer_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvmesh.cli.index_audit.PATIENCE_S", 0.2)
     world.worker.store([1])
