@@ -157,7 +157,7 @@ async def test_sets_are_compared_at_one_batch_while_events_go_on(world: World) -
             state = await audit.state(world.router.address)
             (held,) = state.holders
             found = Comparison(world.router.address, "w", Result.EQUAL)
-            compared = await audit._compare_blocks(found, held, capped=False)
+            compared = await audit._compare_blocks(found, held)
             assert compared.result is Result.EQUAL, (compared.missing, compared.extra)
     finally:
         done.set()
