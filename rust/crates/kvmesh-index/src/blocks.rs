@@ -40,6 +40,7 @@ pub(crate) struct Tally {
 
 /// Tallies allocated together.
 const TALLIES: usize = 64;
+type Tallies = [Mutex<Tally>; TALLIES];
 
 pub struct Blocks {
     pub(crate) table: ArcSwap<Table>,
@@ -47,7 +48,7 @@ pub struct Blocks {
     pub(crate) lines: Pool<Line>,
     pub(crate) budget: Budget,
     /// Of every slot, by its index.
-    tallies: Box<[OnceLock<Box<[Mutex<Tally>; TALLIES]>>]>,
+    tallies: Box<[OnceLock<Box<Tallies>>]>,
     pub(crate) turns: CachePadded<RwLock<()>>,
     pub(crate) counts: CachePadded<Counts>,
 }
