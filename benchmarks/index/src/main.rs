@@ -37,11 +37,17 @@ fn main() {
         number(4),
     );
     let mut rounds: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
-    for _ in 0..number(5) {
-        run::<Ours>(&stream, &mut rounds);
-        run::<Chain<false>>(&stream, &mut rounds);
-        run::<Chain<true>>(&stream, &mut rounds);
-        run::<Crtc>(&stream, &mut rounds);
+    let subjects = [
+        run::<Ours>,
+        run::<Chain<false>>,
+        run::<Chain<true>>,
+        run::<Crtc>,
+    ];
+    for round in 0..number(5) as usize {
+        // By turns the first, whose memory the process has not had before.
+        for at in 0..subjects.len() {
+            subjects[(round + at) % subjects.len()](&stream, &mut rounds);
+        }
     }
     let totals: Vec<f64> = rounds
         .values()

@@ -157,7 +157,7 @@ async def test_sets_are_compared_at_one_batch_while_events_go_on(world: World) -
             state = await audit.state(world.router.address)
             (held,) = state.holders
             found = Comparison(world.router.address, "w", Result.EQUAL)
-            compared = await audit._compare_blocks(found, held, capped=False)
+            compared = await audit._compare_blocks(found, held)
             assert compared.result is Result.EQUAL, (compared.missing, compared.extra)
     finally:
         done.set()
@@ -215,6 +215,25 @@ async def test_blocks_too_many_are_a_divergence_also_after_the_cap(nats: NatsSer
         await eventually(lambda: world.feed.divergences_total == 1)
         await eventually(lambda: is_live(world.feed, "w"))
         assert sorted(world.index.blocks(0).tolist()) == [1, 2, 3]
+    finally:
+        await world.close()
+
+
+async def test_what_was_forgotten_of_others_excuses_nobody(nats: NatsServer) -> None:
+    world = World(nats, max_bytes=200_000)
+    await world.start()
+    try:
+        other = world.index.add_engine("other")
+        world.index.store(other, range(100, 40_100))
+        assert world.index.forgotten(other) > 0
+        world.worker.store([1, 2])
+        await eventually(lambda: world.feed.blocks_of("w") == 2)
+        world.index.remove(0, [1])
+        found = await world.verify()
+        assert (found.result, found.missing) == (Result.DIFFERENT, {"device": [f"{1:016x}"]})
+        world.worker.store([3])
+        await eventually(lambda: world.feed.divergences_total == 1)
+        await eventually(lambda: sorted(world.index.blocks(0).tolist()) == [1, 2, 3])
     finally:
         await world.close()
 

@@ -29,11 +29,18 @@ pub(crate) enum Short {
     Memory,
 }
 
-/// What a slot holds.
-type Tally = Mutex<SetDigest>;
+/// Of one slot.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// What it holds.
+    pub held: SetDigest,
+    /// Blocks of it forgotten at the cap since it was last cleared.
+    pub forgotten: u64,
+}
 
 /// Tallies allocated together.
 const TALLIES: usize = 64;
+type Tallies = [Mutex<Tally>; TALLIES];
 
 pub struct Blocks {
     pub(crate) table: ArcSwap<Table>,
@@ -41,7 +48,7 @@ pub struct Blocks {
     pub(crate) lines: Pool<Line>,
     pub(crate) budget: Budget,
     /// Of every slot, by its index.
-    tallies: Box<[OnceLock<Box<[Tally; TALLIES]>>]>,
+    tallies: Box<[OnceLock<Box<Tallies>>]>,
     pub(crate) turns: CachePadded<RwLock<()>>,
     pub(crate) counts: CachePadded<Counts>,
 }
@@ -124,13 +131,18 @@ impl Blocks {
         self.budget.max()
     }
 
-    pub fn tally(&self, slot: Slot) -> SetDigest {
-        *self.tally_of(slot).lock()
+    pub fn held(&self, slot: Slot) -> SetDigest {
+        self.tally_of(slot).lock().held
     }
 
-    pub(crate) fn tally_of(&self, slot: Slot) -> &Tally {
+    /// Blocks of a slot forgotten at the cap since it was last cleared.
+    pub fn forgotten_of(&self, slot: Slot) -> u64 {
+        self.tally_of(slot).lock().forgotten
+    }
+
+    pub(crate) fn tally_of(&self, slot: Slot) -> &Mutex<Tally> {
         let group = self.tallies[slot.index() / TALLIES]
-            .get_or_init(|| Box::new(std::array::from_fn(|_| Tally::default())));
+            .get_or_init(|| Box::new(std::array::from_fn(|_| Mutex::default())));
         &group[slot.index() % TALLIES]
     }
 

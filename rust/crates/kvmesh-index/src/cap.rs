@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::{
     blocks::{Blocks, Short},
+    holders::Slot,
     run::Place,
     table::Table,
 };
@@ -46,6 +47,12 @@ impl Blocks {
             Short::Table(homes) if self.grow(homes, count) => true,
             _ => self.forget(),
         }
+    }
+
+    /// Counts blocks of one slot that could not be kept.
+    pub(crate) fn note_forgotten(&self, slot: Slot, count: usize) {
+        self.counts.forgotten.fetch_add(count as u64, Relaxed);
+        self.tally_of(slot).lock().forgotten += count as u64;
     }
 
     /// Replaces the table of so many buckets by a larger one, if memory allows.

@@ -238,7 +238,14 @@ impl PrefixIndex {
     /// once blocks were forgotten at the cap.
     pub fn digest(&self, id: HolderId, tier: Tier) -> Result<SetDigest> {
         let _seat = self.seat(id)?;
-        Ok(self.blocks.tally(slot(id, tier)))
+        Ok(self.blocks.held(slot(id, tier)))
+    }
+
+    /// Blocks of a holder in a tier that were forgotten at the cap since it was last cleared: at most so many that it
+    /// has are not in the index. One that was forgotten, stored again and forgotten again counts twice.
+    pub fn forgotten(&self, id: HolderId, tier: Tier) -> Result<u64> {
+        let _seat = self.seat(id)?;
+        Ok(self.blocks.forgotten_of(slot(id, tier)))
     }
 
     /// The blocks the index knows a holder to have in a tier, in no order to rely on; blocks stored as
@@ -253,7 +260,7 @@ impl PrefixIndex {
         let holders = self.holders.load();
         let held = holders
             .iter()
-            .flat_map(|(id, _)| Tier::ALL.map(|tier| self.blocks.tally(slot(id, tier)).count))
+            .flat_map(|(id, _)| Tier::ALL.map(|tier| self.blocks.held(slot(id, tier)).count))
             .sum();
         Stats {
             holders: holders.len(),

@@ -61,7 +61,7 @@ impl Blocks {
             }
             let least = rest.len().min(RUN_BLOCKS);
             if short.is_some_and(|short| !self.make_room(least, short)) {
-                self.counts.forgotten.fetch_add(least as u64, Relaxed);
+                self.note_forgotten(slot, least);
                 rest = &rest[least..];
             }
         }
@@ -185,6 +185,7 @@ impl Blocks {
         self.counts.distinct.fetch_add(count, Relaxed);
         self.tally_of(slot)
             .lock()
+            .held
             .extend(hashes[..count].iter().copied().map(BlockHash));
         held.run.extend_to(held.run.shape().with_len(len + count));
         Ok((count, Place::new(held.id, (len + count).max(1) - 1)))
@@ -250,7 +251,7 @@ impl Blocks {
         }
         let mut buffer = [0; RUN_BLOCKS];
         let all = held.hashes.copy(held.shape.len(), &mut buffer);
-        self.tally_of(slot).lock().extend(named(all, new));
+        self.tally_of(slot).lock().held.extend(named(all, new));
         Ok(())
     }
 
@@ -280,11 +281,16 @@ impl Blocks {
         }
     }
 
-    /// Takes all blocks from a slot. Visits every run.
+    /// Takes all blocks from a slot, after which none of its blocks is missing. Visits every run, unless the slot
+    /// has nothing.
     pub fn clear(&self, slot: Slot) {
-        if self.tally(slot).count == 0 {
-            return;
+        if self.held(slot).count > 0 {
+            self.clear_runs(slot);
         }
+        self.tally_of(slot).lock().forgotten = 0;
+    }
+
+    fn clear_runs(&self, slot: Slot) {
         for id in 1..self.runs.end() {
             let turn = self.turn();
             let Some(run) = self.run(id) else { continue };
@@ -342,7 +348,7 @@ impl Blocks {
 
     /// The blocks of a slot, those of a run together and in its order. Visits every run.
     pub fn of(&self, slot: Slot) -> Vec<u64> {
-        let mut blocks = Vec::with_capacity(self.tally(slot).count as usize);
+        let mut blocks = Vec::with_capacity(self.held(slot).count as usize);
         self.for_each_run(|hashes, slots| {
             if let Some(&(_, mask)) = slots.iter().find(|(holder, _)| *holder == slot) {
                 let held = hashes
@@ -374,14 +380,12 @@ impl Blocks {
         if !self.set(&held, &share, share.blocks & !gone) {
             // No memory to tell this slot from others with the same blocks.
             let rest = share.blocks & !gone;
-            self.counts
-                .forgotten
-                .fetch_add(rest.count_ones().into(), Relaxed);
+            self.note_forgotten(slot, rest.count_ones() as usize);
             gone = share.blocks;
             self.set(&held, &share, 0);
         }
         self.expect_run(&turn.table, next);
-        self.tally_of(slot).lock().reduce(named(all, gone));
+        self.tally_of(slot).lock().held.reduce(named(all, gone));
         self.expect_hashes(&turn.table, next);
         let dead = gone & !share.others;
         if dead != 0 {
@@ -439,7 +443,8 @@ impl Blocks {
             held.run.cover.for_each(&self.lines, |slot, mask| {
                 live |= mask;
                 let mut tally = self.tally_of(slot).lock();
-                tally.reduce(named(all, mask));
+                tally.held.reduce(named(all, mask));
+                tally.forgotten += u64::from(mask.count_ones());
             });
             let live = live.count_ones() as usize;
             self.counts.distinct.fetch_sub(live, Relaxed);

@@ -92,3 +92,47 @@ fn a_cap_too_small_for_anything_forgets_everything() {
     assert_eq!(device_depth(&index, &prompt(0, 500)), 0);
     assert_eq!(index.stats().forgotten, 500);
 }
+
+#[test]
+fn what_is_forgotten_is_counted_for_its_holder() {
+    let (index, small) = index_and_engine();
+    let large = index
+        .add_engine("large", None)
+        .expect("room for another engine");
+    let store = |engine, number| {
+        index
+            .store(engine, &prompt(number, 40), None, Tier::Device)
+            .expect("a live engine");
+    };
+    let missing = |engine, stored: u64| {
+        let digest = index.digest(engine, Tier::Device).expect("a live engine");
+        let forgotten = index.forgotten(engine, Tier::Device);
+        assert_eq!(
+            digest.count + forgotten.expect("a live engine"),
+            stored,
+            "every block is held or counted"
+        );
+        stored - digest.count
+    };
+    // Both have the first prompt; then one of them fills the index, and the prompt is forgotten for both.
+    store(small, 0);
+    (0..5_000).for_each(|number| store(large, number));
+    assert_eq!(missing(small, 40), 40);
+    assert!(missing(large, 5_000 * 40) > 40);
+    let sum = index.stats().forgotten;
+    assert_eq!(
+        sum,
+        missing(large, 5_000 * 40),
+        "one both had counts once there"
+    );
+
+    index.clear(large, None).expect("a live engine");
+    assert_eq!(missing(large, 0), 0, "nothing is missing of nothing");
+    assert_eq!(missing(small, 40), 40, "another holder's count is its own");
+    index.drop_holder(small).expect("a live engine");
+    let next = index.add_engine("next", None).expect("room for an engine");
+    assert_eq!(
+        index.forgotten(next, Tier::Device).expect("a live engine"),
+        0
+    );
+}

@@ -204,7 +204,7 @@ impl Mesh {
             let mut wanted: Vec<u64> = held.map(hash).collect();
             let mut digest = SetDigest::default();
             digest.extend(wanted.iter().copied().map(BlockHash));
-            assert_eq!(self.blocks.tally(slot), digest);
+            assert_eq!(self.blocks.held(slot), digest);
             let mut blocks = self.blocks.of(slot);
             blocks.sort_unstable();
             wanted.sort_unstable();

@@ -186,6 +186,8 @@ struct Pair {
     max_bytes: Option<usize>,
     /// Whether blocks were forgotten at the cap, in whichever life of the index.
     forgetful: bool,
+    /// Whether this is another life, which knows nothing of what was forgotten before.
+    restored: bool,
     matches: Matches,
 }
 
@@ -199,6 +201,7 @@ impl Pair {
             added: 0,
             max_bytes,
             forgetful: false,
+            restored: false,
             matches: Matches::new(),
         };
         pair.run(&Op::AddEngine { node: Some(0) });
@@ -277,6 +280,7 @@ impl Pair {
             }
         }
         self.index = copy;
+        self.restored = true;
     }
 
     fn pick(&self, holder: &Index) -> Option<u32> {
@@ -353,6 +357,19 @@ impl Pair {
             .collect();
         assert_eq!(found.len(), self.matches.len(), "an engine came twice");
         found
+    }
+
+    /// What a holder's part lacks was forgotten of it.
+    fn check_forgotten(&self) {
+        for &id in self.model.holders.keys() {
+            for tier in Tier::ALL {
+                let id = HolderId::from_raw(id);
+                let held = self.index.digest(id, tier).unwrap().count;
+                let truth = self.model.tier(id.get(), tier).len() as u64;
+                let forgotten = self.index.forgotten(id, tier).unwrap();
+                assert!(held <= truth && truth <= held + forgotten);
+            }
+        }
     }
 
     fn check(&mut self) {
@@ -436,6 +453,9 @@ proptest! {
             let stats = pair.index.stats();
             // Tallies of the holders themselves cannot be forgotten.
             let fixed = stats.runs == 0;
+            if !pair.restored {
+                pair.check_forgotten();
+            }
             prop_assert!(fixed || stats.bytes <= max_bytes, "{} of {max_bytes}", stats.bytes);
         }
     }

@@ -224,6 +224,15 @@ impl PyPrefixIndex {
         })
     }
 
+    /// Blocks of a holder in a tier that were forgotten at the cap since it was last cleared: at most so many that it
+    /// has are not in the index. One that was forgotten twice counts twice.
+    #[pyo3(signature = (id, tier = "device"))]
+    fn forgotten(&self, py: Python<'_>, id: u32, tier: &str) -> PyResult<u64> {
+        self.call(py, |index| {
+            index.forgotten(HolderId::from_raw(id), tier.parse::<Tier>()?)
+        })
+    }
+
     /// The blocks the index knows a holder to have in a tier, as uint64, in no order to rely on; blocks stored
     /// as one chain mostly lie together. Reads the whole index.
     #[pyo3(signature = (id, tier = "device"))]
@@ -240,7 +249,8 @@ impl PyPrefixIndex {
     }
 
     /// Sizes now: holders, engines, blocks (distinct), held (holder, tier, block triples), runs,
-    /// bytes, max_bytes (None for no cap), forgotten (blocks, since the start).
+    /// bytes, max_bytes (None for no cap), forgotten (blocks, since the start, each counted once; `forgotten`
+    /// tells them by holder).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = py.detach(|| self.index.stats());
         let answer = PyDict::new(py);

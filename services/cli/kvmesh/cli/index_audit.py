@@ -43,7 +43,7 @@ Goals = dict[tuple[str, str, int], int]
 class Result(StrEnum):
     EQUAL = "equal"
     DIFFERENT = "different"
-    # Less than the holder has, by blocks forgotten at the index's memory cap.
+    # Less than the holder has, some of whose blocks were forgotten at the index's memory cap.
     CAPPED = "capped"
     # Not complete, of another life of the holder, or not where that was at first, for all of the time given.
     BEHIND = "behind"
@@ -177,8 +177,7 @@ class Audit:
             if held is None:
                 return await self._compare_absent(router, holder_id, address)
             held.address = held.address or address
-            capped = state.index.forgotten_total > 0
-            return await self._compare_present(router, held, goals, capped=capped)
+            return await self._compare_present(router, held, goals)
         except KvmeshError as error:
             return Comparison(router, holder_id, Result.UNREACHABLE, error=error.message)
 
@@ -191,9 +190,7 @@ class Audit:
             router, holder_id, Result.ABSENT, sequence=truth.sequence, missing=truth.without(nothing)
         )
 
-    async def _compare_present(
-        self, router: str, held: IndexedHolder, goals: Goals, *, capped: bool
-    ) -> Comparison:
+    async def _compare_present(self, router: str, held: IndexedHolder, goals: Goals) -> Comparison:
         found = Comparison(router, held.id, Result.EQUAL, _count(held.digests), held.sequence)
         if not held.address:
             # A store that is down is known to have nothing.
@@ -204,7 +201,7 @@ class Audit:
             return found
         truth, latest = await self._published(held)
         if truth is None or not _same(truth, held.digests):
-            found = await self._compare_blocks(found, held, capped=capped)
+            found = await self._compare_blocks(found, held)
             latest = found.sequence
         goal = goals.setdefault((router, held.id, held.incarnation), latest)
         if found.fine and held.sequence < goal:
@@ -223,7 +220,7 @@ class Audit:
             batches = []
         return (batches[0].digests, batches[-1].sequence) if batches else (None, 0)
 
-    async def _compare_blocks(self, found: Comparison, held: IndexedHolder, *, capped: bool) -> Comparison:
+    async def _compare_blocks(self, found: Comparison, held: IndexedHolder) -> Comparison:
         ours, truth = await asyncio.gather(self.held(found.router, held.id), self.held(held.address, held.id))
         if ours.incarnation != truth.incarnation:
             found.result = Result.BEHIND
@@ -238,7 +235,7 @@ class Audit:
             return found
         found.sequence = truth.sequence
         found.missing, found.extra = truth.without(ours), ours.without(truth)
-        if found.extra or (found.missing and not capped):
+        if found.extra or (found.missing and not held.forgotten):
             found.result = Result.DIFFERENT
         elif found.missing:
             found.result = Result.CAPPED

@@ -57,11 +57,12 @@ def stats(router: Routers = None, config: ConfigFile = None, as_json: AsJson = F
     for document in documents:
         sizes = "  ".join(f"{name} {value:,}" for name, value in document["index"].items())
         console.print(f"router {document['router']}  {sizes}", soft_wrap=True)
-        table = _table("holder", "state", "batch", "blocks", "address")
+        table = _table("holder", "state", "batch", "blocks", "forgotten", "address")
         for holder in document["holders"]:
             blocks = "  ".join(f"{tier} {count:,}" for tier, count in holder["blocks"].items())
             state = "live" if holder["live"] else "behind"
-            table.add_row(holder["id"], state, f"{holder['sequence']:,}", blocks, holder["address"])
+            batch, forgotten = f"{holder['sequence']:,}", f"{holder['forgotten']:,}"
+            table.add_row(holder["id"], state, batch, blocks, forgotten, holder["address"])
         console.print(table)
 
 
@@ -161,6 +162,7 @@ def _stats(address: str, state: GetStateResponse) -> dict[str, Any]:
                 "sequence": held.sequence,
                 "address": held.address,
                 "blocks": {tier_name(digest.tier): digest.count for digest in held.digests},
+                "forgotten": held.forgotten,
             }
             for held in state.holders
         ],

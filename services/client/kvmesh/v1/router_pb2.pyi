@@ -284,20 +284,22 @@ class ReplicaState(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., leases: _Optional[int] = ..., in_sync: _Optional[bool] = ..., lag_ms: _Optional[float] = ...) -> None: ...
 
 class IndexedHolder(_message.Message):
-    __slots__ = ("id", "incarnation", "sequence", "live", "address", "digests")
+    __slots__ = ("id", "incarnation", "sequence", "live", "address", "digests", "forgotten")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: int
     sequence: int
     live: bool
     address: str
     digests: _containers.RepeatedCompositeFieldContainer[_events_pb2.TierDigest]
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., live: _Optional[bool] = ..., address: _Optional[str] = ..., digests: _Optional[_Iterable[_Union[_events_pb2.TierDigest, _Mapping]]] = ...) -> None: ...
+    forgotten: int
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., live: _Optional[bool] = ..., address: _Optional[str] = ..., digests: _Optional[_Iterable[_Union[_events_pb2.TierDigest, _Mapping]]] = ..., forgotten: _Optional[int] = ...) -> None: ...
 
 class RoutedWorker(_message.Message):
     __slots__ = ("info", "leases", "queued_prefill_tokens", "active_blocks", "indexed_blocks")

@@ -77,9 +77,6 @@ class Holder:
     address: str = ""
     # Of a worker, from discovery: batches of another one are void.
     incarnation: int = 0
-    # Blocks the index had forgotten at its cap when this holder's part was begun. After more of them the
-    # part may lack blocks, and digests cannot tell; they still tell of blocks too many.
-    forgotten: int = 0
     repairing: asyncio.Task[None] | None = None
 
     @property
@@ -194,6 +191,7 @@ class IndexFeed:
                 live=holder.stream.live,
                 address=holder.address,
                 digests=digests(self.index, holder.index_id, holder.tiers),
+                forgotten=sum(self.index.forgotten(holder.index_id, name) for name in holder.tiers.values()),
             )
             for holder in self._holders.values()
         ]
@@ -252,7 +250,6 @@ class IndexFeed:
             self.index.clear(index_id)
             if holder_id in self._observers:
                 self._observers[holder_id].cleared()
-            holder.forgotten = self.index.stats()["forgotten"]
 
         holder = Holder(holder_id, index_id, node, engine, EventStream(apply, reset))
         self._holders[holder_id] = holder
@@ -323,13 +320,15 @@ class IndexFeed:
         return not holder.address or all(self._agrees(holder, digest) for digest in batch.digests)
 
     def _agrees(self, holder: Holder, digest: TierDigest) -> bool:
-        """Whether the index has what the holder has in a tier, or less where it may have forgotten some."""
+        """Whether the index has what the holder has in a tier, or less by no more than it has forgotten."""
         name = holder.tiers.get(digest.tier)
         if name is None:
             return True
         ours, truth = self.index.digest(holder.index_id, name), read_digest(digest)
-        # What only lacks blocks has fewer. As many with another sum, or more, are some the holder has not.
-        return ours == truth or (ours[0] < truth[0] and self.index.stats()["forgotten"] > holder.forgotten)
+        # What lacks only forgotten blocks has fewer, by no more than those. As many with another sum, or
+        # more, are some the holder has not.
+        lacking = truth[0] - ours[0]
+        return ours == truth or 0 < lacking <= self.index.forgotten(holder.index_id, name)
 
     # Repair.
 

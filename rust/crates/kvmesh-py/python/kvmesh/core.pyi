@@ -158,6 +158,10 @@ class PrefixIndex:
         """An index with what `snapshot` wrote, every holder under its id; what does not fit under
         `max_bytes` is forgotten. Raises ValueError for bytes that are damaged or of another version."""
 
+    def forgotten(self, id: int, tier: str = "device") -> int:
+        """Blocks of a holder in a tier that were forgotten at the cap since it was last cleared: at most so many that
+        it has are not in the index. One that was forgotten twice counts twice."""
+
     def digest(self, id: int, tier: str = "device") -> tuple[int, int]:
         """(count, sum modulo 2**128) over the blocks the index knows a holder to have in a tier.
         Equal sets have equal digests, whatever the order in which they came to be."""
