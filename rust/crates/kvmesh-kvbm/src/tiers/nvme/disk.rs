@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
-use super::io::{Engine, Transfer};
+use super::io::{Engine, Source, Transfer};
 use crate::error::{Error, Result};
 
 const NAME: &str = "slabs";
@@ -86,8 +86,20 @@ impl Disk {
         let timed = self.begin();
         self.engine.run(&self.file, transfers, |place, result| {
             timed.still();
-            done(place, result.map_err(Error::io("cannot use", &self.path)));
+            done(place, result.map_err(|error| self.failed(error)));
         });
+    }
+
+    /// Runs what the source has, until it has no more and all has ended.
+    pub(super) fn stream(&self, source: &mut dyn Source) {
+        let timed = self.begin();
+        self.engine
+            .stream(&self.file, &mut Watched { timed, source });
+    }
+
+    /// What a transfer's failure means.
+    pub(super) fn failed(&self, error: io::Error) -> Error {
+        Error::io("cannot use", &self.path)(error)
     }
 
     /// Makes what was written outlive the machine.
@@ -126,6 +138,23 @@ impl Disk {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.running.lock().insert(id, Instant::now());
         Timed { disk: self, id }
+    }
+}
+
+/// A source of which is known how long the disk keeps it waiting.
+struct Watched<'a> {
+    timed: Timed<'a>,
+    source: &'a mut dyn Source,
+}
+
+impl Source for Watched<'_> {
+    fn next(&mut self, most: usize) -> Vec<(u64, Transfer)> {
+        self.source.next(most)
+    }
+
+    fn ended(&mut self, ended: Vec<(u64, io::Result<()>)>) {
+        self.timed.still();
+        self.source.ended(ended);
     }
 }
 
