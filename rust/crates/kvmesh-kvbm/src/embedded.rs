@@ -78,7 +78,8 @@ impl BlockStore {
                 block::register(vec![reserved.fill(&[data])?]);
                 true
             }
-            Some(Reservation::Present) => true,
+            // Who is still filling it may fail.
+            Some(Reservation::Present) => self.store.host().leading(self.namespace, &[digest]) == 1,
             Some(Reservation::Full) | None => {
                 self.store.put_below(self.namespace, digest, data)?
                     || self.store.put_objects(self.namespace, digest, data)?

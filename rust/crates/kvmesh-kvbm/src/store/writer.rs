@@ -219,3 +219,51 @@ impl Writes for Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use kvmesh_core::Digest;
+
+    use crate::embedded::BlockStore;
+    use crate::eviction::Policy;
+    use crate::store::{NvmeSettings, Settings};
+    use crate::tiers::NamespaceId;
+
+    #[test]
+    fn a_flush_waits_for_a_disk_that_is_slow_with_what_was_chosen_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            policy: Policy::Lru,
+            nvme: Some(NvmeSettings {
+                dir: dir.path().join("nvme"),
+                bytes: 512 * 4096,
+                bytes_per_day: None,
+            }),
+            ..Settings::host(dir.path(), 64 * 4096)
+        };
+        let store = BlockStore::new(&settings, 4000).unwrap();
+        let nvme = store.store().nvme().unwrap();
+        let (held, is_holding) = nvme.hold_next_write().unwrap();
+        let mut names = Vec::new();
+        while !store.store().host().wants_spilling() {
+            names.push(Digest::new([names.len() as u8; 32]));
+            assert!(store.put(names[names.len() - 1], &[1; 4000]).unwrap());
+        }
+        while !is_holding() {
+            thread::yield_now();
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(300));
+                drop(held);
+            });
+            store.flush().unwrap();
+            let on_disk = |name: &&Digest| nvme.holds(NamespaceId(0), name);
+            assert_eq!(names.iter().filter(on_disk).count(), names.len());
+        });
+        store.close();
+    }
+}

@@ -25,6 +25,9 @@ pub(super) struct Disk {
     /// When what is under way began.
     running: Mutex<FxHashMap<u64, Instant>>,
     next: AtomicU64,
+    /// What is written next waits for this.
+    #[cfg(test)]
+    held: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 impl Disk {
@@ -72,7 +75,23 @@ impl Disk {
             direct,
             running: Mutex::default(),
             next: AtomicU64::new(0),
+            #[cfg(test)]
+            held: Mutex::default(),
         })
+    }
+
+    /// The next write waits until this is dropped.
+    #[cfg(test)]
+    pub(super) fn hold_next(&self) -> std::sync::mpsc::Sender<()> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        *self.held.lock() = Some(receiver);
+        sender
+    }
+
+    /// Whether a write waits that was to be held, or has waited.
+    #[cfg(test)]
+    pub(super) fn is_holding(&self) -> bool {
+        self.held.lock().is_none()
     }
 
     /// How bytes are moved.
@@ -149,7 +168,14 @@ struct Watched<'a> {
 
 impl Source for Watched<'_> {
     fn next(&mut self, most: usize) -> Vec<(u64, Transfer)> {
-        self.source.next(most)
+        let next = self.source.next(most);
+        #[cfg(test)]
+        if !next.is_empty()
+            && let Some(held) = { self.timed.disk.held.lock().take() }
+        {
+            let _ = held.recv();
+        }
+        next
     }
 
     fn ended(&mut self, ended: Vec<(u64, io::Result<()>)>) {

@@ -209,6 +209,15 @@ impl NvmeTier {
         self.online().map(drop)
     }
 
+    /// The next write waits until the first is dropped; the second says whether one waits.
+    #[cfg(test)]
+    pub(crate) fn hold_next_write(
+        &self,
+    ) -> Result<(std::sync::mpsc::Sender<()>, impl Fn() -> bool + use<>)> {
+        let device = self.online()?;
+        Ok((device.disk.hold_next(), move || device.disk.is_holding()))
+    }
+
     fn online(&self) -> Result<Arc<Device>> {
         let device = self.device.read().clone();
         device.ok_or_else(|| Error::Offline(self.dir.clone()))
