@@ -209,13 +209,17 @@ impl Writes for Writer {
         // Together, which is one addition to the record; before any of them may leave memory.
         block::register(filled);
         let (shared, nvme) = (&self.work.shared, &self.work.nvme);
+        let mut left = Vec::new();
         for (leaving, below, for_flush, sealed) in ended {
             match (self.flush.as_mut().filter(|_| for_flush), below, sealed) {
-                (None, ..) => shared.host.spilled(&leaving),
+                (None, ..) => left.push(leaving),
                 (Some(flush), Some(below), Ok(())) => flush.kept(shared, nvme, below, leaving),
                 (Some(flush), _, Err(why)) => flush.lost(shared, &leaving, why),
                 (Some(flush), None, _) => flush.lost(shared, &leaving, Error::NotFilled),
             }
+        }
+        if !left.is_empty() {
+            shared.host.all_spilled(&left);
         }
     }
 }

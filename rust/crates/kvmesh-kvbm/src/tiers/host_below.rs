@@ -34,7 +34,14 @@ impl HostTier {
 
     /// The block is below, or is not to be.
     pub(crate) fn spilled(&self, leaving: &Leaving) {
-        self.catalog.lock().done(leaving);
+        self.all_spilled(std::slice::from_ref(leaving));
+    }
+
+    /// The same of several: who waits for room wakes once.
+    pub(crate) fn all_spilled(&self, leaving: &[Leaving]) {
+        let mut catalog = self.catalog.lock();
+        leaving.iter().for_each(|block| catalog.done(block));
+        drop(catalog);
         self.moved.notify_all();
     }
 
