@@ -269,13 +269,18 @@ impl Store {
 
     /// Something was stored in the host tier: others may have to go down.
     pub fn stored(&self) {
+        self.make_way();
+        if let Some(objects) = &self.objects {
+            objects.archivist.wake();
+        }
+    }
+
+    /// Something has come to the host tier: others may have to go down before the next comes.
+    fn make_way(&self) {
         if let Some(lower) = &self.lower
             && self.host.wants_spilling()
         {
             lower.spiller.wake();
-        }
-        if let Some(objects) = &self.objects {
-            objects.archivist.wake();
         }
     }
 
