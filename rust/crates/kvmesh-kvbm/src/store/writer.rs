@@ -259,6 +259,8 @@ mod tests {
         while !is_holding() {
             thread::yield_now();
         }
+        let within = Some(Duration::from_millis(20));
+        assert!(store.store().persist(within).is_err(), "it does not wait");
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(Duration::from_millis(300));
