@@ -36,8 +36,22 @@ pub fn reserve(
     parent: Option<&Digest>,
     chain: &[Digest],
 ) -> Vec<Reservation> {
-    let room = tier.reserve(namespace, parent, chain);
-    room.into_iter()
+    owned(tier, tier.reserve(namespace, parent, chain))
+}
+
+/// The same for blocks that have to be kept: whatever may leave does, though it be worth more.
+pub(crate) fn reserve_anyway(
+    tier: &Arc<dyn Tier>,
+    namespace: NamespaceId,
+    parent: Option<&Digest>,
+    chain: &[Digest],
+) -> Vec<Reservation> {
+    owned(tier, tier.reserve_anyway(namespace, parent, chain))
+}
+
+fn owned(tier: &Arc<dyn Tier>, rooms: Vec<Room>) -> Vec<Reservation> {
+    rooms
+        .into_iter()
         .map(|room| match room {
             Room::Reserved(slot) => Reservation::Room(Reserved {
                 tier: tier.clone(),

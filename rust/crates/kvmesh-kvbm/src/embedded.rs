@@ -78,7 +78,8 @@ impl BlockStore {
                 block::register(vec![reserved.fill(&[data])?]);
                 true
             }
-            Some(Reservation::Present) => true,
+            // Who is still filling it may fail.
+            Some(Reservation::Present) => self.store.host().leading(self.namespace, &[digest]) == 1,
             Some(Reservation::Full) | None => {
                 self.store.put_below(self.namespace, digest, data)?
                     || self.store.put_objects(self.namespace, digest, data)?
@@ -96,9 +97,12 @@ impl BlockStore {
             let Some(kind) = self.find(&chain) else {
                 return Ok(None);
             };
-            self.bring(kind, &chain);
+            let came = self.bring(kind, &chain, Some(&mut *out));
             let host: Arc<dyn Tier> = self.store.host().clone();
             let lease = block::lease(&host, self.namespace, &chain, 1);
+            if came {
+                return Ok(Some(kind));
+            }
             let Some(&slot) = lease.slots().first() else {
                 // No room for it there.
                 let read = match kind {
@@ -137,7 +141,7 @@ impl BlockStore {
     pub fn pin(&self, digest: Digest) -> bool {
         let chain = [digest];
         if let Some(kind) = self.find(&chain) {
-            self.bring(kind, &chain);
+            self.bring(kind, &chain, None);
         }
         let host: Arc<dyn Tier> = self.store.host().clone();
         let lease = block::lease(&host, self.namespace, &chain, 1);
@@ -188,17 +192,19 @@ impl BlockStore {
         there.then_some(Kind::Network)
     }
 
-    /// Reads a block up that a lower tier has.
-    fn bring(&self, kind: Kind, chain: &[Digest; 1]) {
+    /// Reads a block up that a lower tier has; whether it has been copied to `out`, too.
+    fn bring(&self, kind: Kind, chain: &[Digest; 1], out: Option<&mut [u8]>) -> bool {
         if matches!(kind, Kind::Nvme | Kind::Network) {
             // Others leave for it.
             self.store.wait_spilled(self.namespace, PATIENCE);
         }
-        match kind {
-            Kind::Nvme => self.store.bring(self.namespace, chain),
-            Kind::Network => (self.store).bring_objects(self.namespace, chain, PATIENCE),
-            Kind::Device | Kind::Host => {}
+        match (kind, out) {
+            (Kind::Nvme, Some(out)) => return self.store.bring_to(self.namespace, chain, out),
+            (Kind::Nvme, None) => self.store.bring(self.namespace, chain),
+            (Kind::Network, _) => (self.store).bring_objects(self.namespace, chain, PATIENCE),
+            (Kind::Device | Kind::Host, _) => {}
         }
+        false
     }
 
     fn check(&self, bytes: usize) -> Result<()> {

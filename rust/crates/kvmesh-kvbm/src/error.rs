@@ -100,6 +100,18 @@ pub enum Error {
     /// A block that was on its way from a lower tier has not come.
     #[error("block {0} did not come up from a lower tier")]
     Lost(Digest),
+    /// A flush ended without these on a tier that outlives the machine.
+    #[error("{missing} of {of} blocks are not kept, {first} among them: {why}")]
+    NotKept {
+        /// How many.
+        missing: usize,
+        /// Blocks that memory had when the flush began.
+        of: usize,
+        /// One of them.
+        first: Digest,
+        /// Why the first of them is not.
+        why: String,
+    },
     /// A slot that was to be registered does not hold a whole block.
     #[error("the slot does not hold a whole block")]
     NotFilled,

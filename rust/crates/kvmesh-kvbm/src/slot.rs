@@ -87,14 +87,26 @@ pub(crate) fn proven(
     digest: &Digest,
     at_rest: bool,
 ) -> Option<Vec<u64>> {
+    let sum = |at, bytes| arena.checksum(at, bytes);
+    proven_by(arena, slot, layout, digest, at_rest, sum)
+}
+
+/// The same where `sum` takes the checksum of so many bytes at an offset, segment by segment.
+pub(crate) fn proven_by(
+    arena: &Arena,
+    slot: u64,
+    layout: &Layout,
+    digest: &Digest,
+    at_rest: bool,
+    mut sum: impl FnMut(u64, usize) -> u64,
+) -> Option<Vec<u64>> {
     let checksums = if at_rest {
         layout.decode_as(AT_REST, &arena.read(slot, layout.header_bytes()), digest)?
     } else {
         checksums(arena, slot, layout, digest)?
     };
-    let right = (layout.segments().iter().zip(&checksums)).all(|(segment, &expected)| {
-        arena.checksum(slot + segment.offset as u64, segment.bytes) == expected
-    });
+    let right = (layout.segments().iter().zip(&checksums))
+        .all(|(segment, &expected)| sum(slot + segment.offset as u64, segment.bytes) == expected);
     right.then_some(checksums)
 }
 

@@ -426,3 +426,25 @@ fn vacant_memory_is_warmed_from_storage_that_is_not_the_stores_own() {
 fn objects_at(url: &str) -> ObjectSettings {
     objects(url.into(), None)
 }
+
+#[test]
+fn a_flush_says_what_object_storage_has_no_room_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects = ObjectSettings {
+        bytes: 32 * SLOT,
+        ..in_files(dir.path())
+    };
+    let store = store(dir.path(), 64, &objects);
+    put(&store, 0..20);
+    store.flush().unwrap();
+    let there = in_object_storage(&store).blocks;
+    put(&store, 20..50);
+    let error = store.flush().unwrap_err();
+    assert_eq!(there, 20);
+    assert!(
+        matches!(error, Error::NotKept { of: 50, missing, .. } if missing >= 18),
+        "{error}"
+    );
+    assert!(problem(&store).is_none(), "it is only small");
+    store.close();
+}

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Archived, Shared};
 use crate::block::{self, Reservation, Reserved};
 use crate::error::{Error, Result};
-use crate::tiers::{NamespaceId, ObjectTier, Slot, Tier};
+use crate::tiers::{Leaving, NamespaceId, ObjectTier, Slot, Tier};
 
 /// What waits takes at most this part of the host tier's bytes: it stays there until it is written.
 const PART: u64 = 4;
@@ -52,13 +52,28 @@ struct Queue {
 }
 
 /// A block that waits, leased.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Fresh {
     slot: Slot,
     namespace: NamespaceId,
     digest: Digest,
     parent: Option<Digest>,
     bytes: u64,
+    /// Of a flush that waits for it: it has to be kept.
+    flush: Option<Flush>,
+}
+
+/// A flush has ended when nobody else has it any more.
+type Flush = Arc<()>;
+
+/// What is to be done with a block.
+enum Place {
+    /// Write this there.
+    Room(Reserved, Vec<u8>),
+    /// Nothing: it is there, or not to be had, or there is no room.
+    None,
+    /// Somebody is writing it.
+    Busy,
 }
 
 impl Archivist {
@@ -106,36 +121,51 @@ impl Archivist {
         })
     }
 
-    /// Writes all of the host tier that is not there. Fails when the tier is out, or goes out, or it takes too long.
+    /// Writes all of the host tier that is not there. Fails when the tier is out, or goes out, or with what is not there
+    /// in the end.
     pub(super) fn write_everything(&self, within: Option<Duration>) -> Result<()> {
         let work = &self.work;
         work.tier.working()?;
-        let failed = work.failed.load(Ordering::Relaxed);
         work.take_news();
-        let host = &work.shared.host;
-        for block in host.everything() {
+        let (flush, host) = (Flush::default(), &work.shared.host);
+        let all = host.everything();
+        for block in &all {
             work.push(Fresh {
                 slot: block.slot,
                 namespace: block.namespace,
                 digest: block.digest,
                 parent: block.parent,
                 bytes: host.layout(block.namespace).slot_bytes() as u64,
+                flush: Some(flush.clone()),
             });
         }
         self.wake();
         let until = Instant::now() + within.unwrap_or(FOREVER);
-        let done = work.wait(until, |work, queue| {
-            (queue.blocks.is_empty() && queue.under_way == 0) || work.tier.working().is_err()
+        let done = work.wait(until, |work, _| {
+            Arc::strong_count(&flush) == 1 || work.tier.working().is_err()
         });
         work.tier.working()?;
-        if done && work.failed.load(Ordering::Relaxed) == failed {
-            return Ok(());
-        }
-        let why = match done {
-            true => "not all blocks could be written",
-            false => "not all blocks were written in time",
+        let is_there = |block: &Leaving| {
+            let open = work.shared.try_open(block.namespace);
+            let remote = open.and_then(|open| open.remote);
+            remote.is_some_and(|remote| work.tier.holds(remote, &block.digest))
         };
-        Err(Error::Invalid(why.into()))
+        let missing: Vec<Digest> = (all.iter().filter(|block| !is_there(block)))
+            .map(|block| block.digest)
+            .collect();
+        let Some(&first) = missing.first() else {
+            return Ok(());
+        };
+        let why = match done {
+            true => "object storage has no room for it, or it went from there again",
+            false => "the time was over",
+        };
+        Err(Error::NotKept {
+            missing: missing.len(),
+            of: all.len(),
+            first,
+            why: why.into(),
+        })
     }
 
     pub(super) fn archived(&self) -> Archived {
@@ -185,9 +215,13 @@ impl Work {
                 next
             };
             if let Some(fresh) = next {
-                match self.reserve(fresh) {
-                    Some((reserved, body)) => self.write(reserved, body),
-                    None => self.ended(),
+                match self.place(&fresh) {
+                    Place::Room(reserved, body) => self.write(reserved, body, fresh.flush),
+                    Place::Busy if fresh.flush.is_some() => self.look_again(fresh),
+                    Place::None | Place::Busy => {
+                        drop(fresh);
+                        self.ended();
+                    }
                 }
             }
         }
@@ -213,6 +247,7 @@ impl Work {
                     digest,
                     parent,
                     bytes,
+                    flush: None,
                 });
             } else {
                 self.left.fetch_add(1, Ordering::Relaxed);
@@ -226,20 +261,43 @@ impl Work {
         queue.blocks.push_back(fresh);
     }
 
-    /// The block's place there and its bytes, if it is not there yet. It is not leased any more.
-    fn reserve(&self, fresh: Fresh) -> Option<(Reserved, Vec<u8>)> {
-        let body = self.body(&fresh);
-        self.shared.host.release(&[fresh.slot]);
-        let (remote, body) = body?;
+    /// The block's place there and its bytes, if it is not there yet. It is leased no more, unless a flush waits for it
+    /// and somebody is writing it.
+    fn place(&self, fresh: &Fresh) -> Place {
+        let place = self.try_place(fresh);
+        if !(matches!(place, Place::Busy) && fresh.flush.is_some()) {
+            self.shared.host.release(&[fresh.slot]);
+        }
+        place
+    }
+
+    fn try_place(&self, fresh: &Fresh) -> Place {
+        let Some((remote, body)) = self.body(fresh) else {
+            return Place::None;
+        };
         let tier: Arc<dyn Tier> = self.tier.clone();
         let chain = [fresh.digest];
-        match block::reserve(&tier, remote, fresh.parent.as_ref(), &chain).pop()? {
-            Reservation::Room(reserved) => Some((reserved, body)),
-            Reservation::Present => None,
-            Reservation::Full => {
+        let reserve = match fresh.flush {
+            Some(_) => block::reserve_anyway,
+            None => block::reserve,
+        };
+        match reserve(&tier, remote, fresh.parent.as_ref(), &chain).pop() {
+            Some(Reservation::Room(reserved)) => Place::Room(reserved, body),
+            Some(Reservation::Present) => Place::Busy,
+            Some(Reservation::Full) | None => {
                 self.unplaced.fetch_add(1, Ordering::Relaxed);
-                None
+                Place::None
             }
+        }
+    }
+
+    /// Somebody else is writing it: once it has ended, this one is there or can be written.
+    fn look_again(&self, fresh: Fresh) {
+        self.push(fresh);
+        let mut queue = self.queue.lock();
+        queue.under_way -= 1;
+        if queue.under_way > 0 || queue.blocks.len() == 1 {
+            self.changed.wait_for(&mut queue, IDLE);
         }
     }
 
@@ -256,11 +314,14 @@ impl Work {
         Some((remote, body?))
     }
 
-    fn write(self: &Arc<Self>, reserved: Reserved, body: Vec<u8>) {
+    fn write(self: &Arc<Self>, reserved: Reserved, body: Vec<u8>, flush: Option<Flush>) {
         // Ended however the task ends, with its runtime too.
-        let turn = Turn(self.clone());
+        let turn = Turn {
+            work: self.clone(),
+            flush,
+        };
         self.tier.handle().spawn(async move {
-            let work = &turn.0;
+            let work = &turn.work;
             let put = work.tier.put(reserved.slot(), body).await;
             match put.and_then(|()| reserved.seal()) {
                 Ok(filled) => {
@@ -293,10 +354,14 @@ impl Work {
     }
 }
 
-struct Turn(Arc<Work>);
+struct Turn {
+    work: Arc<Work>,
+    flush: Option<Flush>,
+}
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.ended();
+        self.flush = None;
+        self.work.ended();
     }
 }

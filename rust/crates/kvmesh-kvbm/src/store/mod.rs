@@ -1,6 +1,7 @@
 //! A node's tiers as one: blocks go down before they leave the host tier, and come up when they are asked for.
 //!
-//! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through.
+//! * [`spill`] writes blocks that leave next to the disk, those that [`admission`] lets through, and what a [`flush`]
+//!   waits for, all on one [`writer`].
 //! * [`promote`] reads blocks back into the host tier, which is where all readers read.
 //! * [`archive`] writes what was stored to object storage, [`recall`] reads it back; [`objects`] is both for callers.
 //! * [`pins`] keeps blocks for tenants; [`residency`] tells where blocks are and takes wishes of where they should be.
@@ -15,6 +16,7 @@
 mod admission;
 mod archive;
 mod flow;
+mod flush;
 mod network;
 mod objects;
 mod pins;
@@ -28,6 +30,7 @@ mod spill;
 mod suspects;
 mod wants;
 mod warm;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -266,13 +269,18 @@ impl Store {
 
     /// Something was stored in the host tier: others may have to go down.
     pub fn stored(&self) {
+        self.make_way();
+        if let Some(objects) = &self.objects {
+            objects.archivist.wake();
+        }
+    }
+
+    /// Something has come to the host tier: others may have to go down before the next comes.
+    fn make_way(&self) {
         if let Some(lower) = &self.lower
             && self.host.wants_spilling()
         {
             lower.spiller.wake();
-        }
-        if let Some(objects) = &self.objects {
-            objects.archivist.wake();
         }
     }
 
@@ -336,7 +344,8 @@ impl Store {
     }
 
     /// Writes everything in the host tier to the tiers that outlive the machine, whatever its chances; with a time, as
-    /// much as is written by then. Fails when one of those tiers is out. Blocks.
+    /// much as is written by then. All that was stored before is there when it returns, or it fails and says what is not:
+    /// with `NotKept`, or because one of those tiers is out. Blocks.
     pub fn persist(&self, within: Option<Duration>) -> Result<()> {
         let kept = match &self.lower {
             Some(lower) => lower.spiller.write_everything(within),

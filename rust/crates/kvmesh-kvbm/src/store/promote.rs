@@ -177,6 +177,33 @@ impl Promoter {
             .for_each(|batch| self.work.read(batch));
     }
 
+    /// Reads a block that is only on the disk, on this thread, to the host tier and from there to `out`; false: there is
+    /// no room for it, or it is not to be had, or somebody else is reading it.
+    pub(super) fn bring_to(
+        &self,
+        namespace: NamespaceId,
+        chain: &[Digest; 1],
+        out: &mut [u8],
+    ) -> bool {
+        let arrivals = self.work.expect(namespace, None, chain);
+        let host = &self.work.shared.host;
+        let mut came = false;
+        self.work.read_as(&arrivals, |arrival, failed| {
+            let Arrival {
+                digest,
+                layout,
+                slot,
+                ..
+            } = arrival;
+            came = match failed {
+                true => host.arrived(*slot, digest, layout, true),
+                false => host.arrived_to(*slot, digest, layout, out),
+            };
+            came
+        });
+        came
+    }
+
     pub(super) fn flow(&self) -> Flow {
         Flow {
             promoted: self.work.promoted.load(Ordering::Relaxed),
@@ -342,6 +369,14 @@ impl Work {
 
     fn read(&self, arrivals: &[Arrival]) {
         let host = &self.shared.host;
+        self.read_as(arrivals, |arrival, failed| {
+            host.arrived(arrival.slot, &arrival.digest, &arrival.layout, failed)
+        });
+    }
+
+    /// Reads blocks; `arrived` settles each, unless it has `failed`, and says whether it is whole.
+    fn read_as(&self, arrivals: &[Arrival], mut arrived: impl FnMut(&Arrival, bool) -> bool) {
+        let host = &self.shared.host;
         let slots: Vec<Slot> = arrivals.iter().map(|arrival| arrival.below).collect();
         let mut transfer = |place, number: usize| {
             let arrival = &arrivals[number];
@@ -352,21 +387,16 @@ impl Work {
             unsafe { Transfer::new(Direction::Read, place, &[(slot, bytes)]) }
         };
         self.nvme.fetch(&slots, &mut transfer, |number, result| {
-            let Arrival {
-                digest,
-                layout,
-                slot,
-                below,
-            } = &arrivals[number];
-            if host.arrived(*slot, digest, layout, result.is_err()) {
+            let below = arrivals[number].below;
+            if arrived(&arrivals[number], result.is_err()) {
                 self.promoted.fetch_add(1, Ordering::Relaxed);
             } else {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 if result.is_ok() {
-                    self.nvme.discard(*below);
+                    self.nvme.discard(below);
                 }
             }
-            self.nvme.release(&[*below]);
+            self.nvme.release(&[below]);
         });
     }
 

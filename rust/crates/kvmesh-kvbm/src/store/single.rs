@@ -15,7 +15,24 @@ impl Store {
     pub(crate) fn bring(&self, namespace: NamespaceId, chain: &[Digest]) {
         if let Some(lower) = &self.lower {
             lower.promoter.bring(namespace, None, chain);
+            self.make_way();
         }
+    }
+
+    /// Reads a block that is only on the disk to the host tier, and to `out` as it is verified; false: it is not in `out`,
+    /// for want of room, because it is not to be had, or because somebody else is reading it. Blocks.
+    pub(crate) fn bring_to(
+        &self,
+        namespace: NamespaceId,
+        chain: &[Digest; 1],
+        out: &mut [u8],
+    ) -> bool {
+        let Some(lower) = &self.lower else {
+            return false;
+        };
+        let came = lower.promoter.bring_to(namespace, chain, out);
+        self.make_way();
+        came
     }
 
     /// Copies a block from the disk tier to `out`, verified; false if it is not there, or not whole.

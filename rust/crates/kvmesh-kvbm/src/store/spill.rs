@@ -1,5 +1,6 @@
-//! Blocks that leave next go to the disk, a batch at a time, on a thread of its own.
+//! Blocks go to the disk before they leave, or because somebody asks: what is written, and where it goes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -8,30 +9,26 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::admission::{Admission, Verdict};
+use super::flush::Flush;
+use super::writer::Writer;
 use super::{Flow, Open, Shared};
 use crate::block::{self, Reservation, Reserved};
 use crate::error::{Error, Result};
-use crate::image::AT_REST;
-use crate::tiers::{Direction, Leaving, NvmeTier, Tier, Transfer};
+use crate::tiers::{Leaving, NamespaceId, NvmeTier, Tier};
 
-/// Blocks of a batch.
-const BATCH: usize = 32;
-/// Bytes of a batch, unless one block has more.
-const BATCH_BYTES: usize = 32 << 20;
-/// How often it looks for work without being woken.
+/// How often the writer looks for work without being woken.
 const IDLE: Duration = Duration::from_millis(200);
-/// The first page of an image is written from a copy, because its first word differs.
-const PAGE: usize = crate::image::ALIGNMENT;
 
-/// The writer. Blocks are written on its thread, or on that of a caller of `write_everything`.
+/// The writer, for its callers.
 pub(super) struct Spiller {
     work: Arc<Work>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Work {
-    shared: Arc<Shared>,
-    nvme: Arc<NvmeTier>,
+/// What the writer and its callers share.
+pub(super) struct Work {
+    pub(super) shared: Arc<Shared>,
+    pub(super) nvme: Arc<NvmeTier>,
     admission: Mutex<Admission>,
     begun: Instant,
     signal: Mutex<Signal>,
@@ -46,13 +43,19 @@ struct Work {
 struct Signal {
     wake: bool,
     stop: bool,
+    flushes: VecDeque<Flush>,
 }
 
-/// A block with a place on the disk.
-struct Placed {
-    leaving: Leaving,
-    reserved: Reserved,
-    open: Arc<Open>,
+/// Where a block of memory belongs on the disk.
+pub(super) enum Place {
+    /// Here.
+    Room(Reserved, Arc<Open>),
+    /// It is there, in this namespace.
+    There(NamespaceId),
+    /// Somebody is writing it.
+    Busy,
+    /// It is not written, and why.
+    Nowhere(String),
 }
 
 impl Spiller {
@@ -73,10 +76,10 @@ impl Spiller {
             over_budget: AtomicU64::new(0),
             unplaced: AtomicU64::new(0),
         });
-        let of_thread = work.clone();
+        let mut writer = Writer::new(work.clone())?;
         let thread = thread::Builder::new()
             .name("kvbm-spill".into())
-            .spawn(move || of_thread.run())
+            .spawn(move || writer.run())
             .map_err(Error::io("cannot start", "the disk tier's threads"))?;
         Ok(Self {
             work,
@@ -90,21 +93,24 @@ impl Spiller {
         self.work.woken.notify_all();
     }
 
-    /// Writes the blocks of the host tier that are not on the disk, those used last first, and makes them outlive the
-    /// machine.
+    /// Has the blocks of the host tier that are not on the disk written, those used last first, and makes them outlive
+    /// the machine. Waits no longer than `within`, or until the disk is out.
     pub(super) fn write_everything(&self, within: Option<Duration>) -> Result<()> {
-        let begun = Instant::now();
-        let all = self.work.shared.host.everything();
-        let mut written = Ok(());
-        for batch in all.rchunks(BATCH) {
-            if within.is_some_and(|within| begun.elapsed() > within) {
-                let host = &self.work.shared.host;
-                batch.iter().for_each(|block| host.spilled(block));
-            } else {
-                written = written.and(self.work.write(batch.to_vec(), true));
-            }
+        let work = &self.work;
+        work.nvme.working()?;
+        let until = within.and_then(|within| Instant::now().checked_add(within));
+        let blocks = work.shared.host.everything().into_iter().rev().collect();
+        let (mut flush, answer) = Flush::new(blocks, until);
+        let mut signal = work.signal.lock();
+        if signal.stop {
+            flush.lose_all(&work.shared, "the store was stopped");
+            flush.end(&work.nvme);
+        } else {
+            signal.flushes.push_back(flush);
         }
-        written.and_then(|()| self.work.nvme.sync())
+        drop(signal);
+        work.woken.notify_all();
+        answer.wait(&work.nvme, until)
     }
 
     pub(super) fn flow(&self) -> Flow {
@@ -128,79 +134,46 @@ impl Spiller {
 }
 
 impl Work {
-    fn run(&self) {
-        loop {
-            {
-                let mut signal = self.signal.lock();
-                if !signal.wake && !signal.stop {
-                    self.woken.wait_for(&mut signal, IDLE);
-                }
-                if signal.stop {
-                    return;
-                }
-                signal.wake = false;
-            }
-            loop {
-                let leaving = self.shared.host.leaving(BATCH);
-                if leaving.is_empty() || self.signal.lock().stop {
-                    leaving
-                        .iter()
-                        .for_each(|block| self.shared.host.spilled(block));
-                    break;
-                }
-                // What fails is counted, and leaves unwritten.
-                let _ = self.write(leaving, false);
-            }
-            self.nvme.sync_if_due();
+    /// Waits until there may be work; false: there is none any more.
+    pub(super) fn wait(&self) -> bool {
+        let mut signal = self.signal.lock();
+        if !signal.wake && !signal.stop && signal.flushes.is_empty() {
+            self.woken.wait_for(&mut signal, IDLE);
         }
+        signal.wake = false;
+        !signal.stop
     }
 
-    /// Writes those that are not on the disk and are worth it, or all. Fails with the first failure of the disk.
-    fn write(&self, leaving: Vec<Leaving>, all: bool) -> Result<()> {
-        let mut failure = Ok(());
-        let mut placed = Vec::new();
-        for block in leaving {
-            match self.place(block, all) {
-                Ok(Some(block)) => placed.push(block),
-                Ok(None) => {}
-                Err(error) => failure = failure.and(Err(error)),
-            }
-        }
-        while !placed.is_empty() {
-            let slot_bytes = placed[0].open.layout.slot_bytes();
-            let count = (BATCH_BYTES / slot_bytes).clamp(1, placed.len());
-            let rest = placed.split_off(count);
-            failure = failure.and(self.write_batch(placed));
-            placed = rest;
-        }
-        failure
+    pub(super) fn is_stopped(&self) -> bool {
+        self.signal.lock().stop
     }
 
-    /// A place for the block, if it is to be written; else it is done. Fails where it should have one.
-    fn place(&self, leaving: Leaving, all: bool) -> Result<Option<Placed>> {
-        let placed = self.try_place(&leaving, all);
-        if !matches!(placed, Ok(Some(_))) {
-            self.shared.host.spilled(&leaving);
-        }
-        let reserved = placed?;
-        Ok(reserved.map(|(reserved, open)| Placed {
-            leaving,
-            reserved,
-            open,
-        }))
+    pub(super) fn next_flush(&self) -> Option<Flush> {
+        self.signal.lock().flushes.pop_front()
     }
 
-    fn try_place(&self, leaving: &Leaving, all: bool) -> Result<Option<(Reserved, Arc<Open>)>> {
+    /// Of a writer that ends.
+    pub(super) fn all_flushes(&self) -> VecDeque<Flush> {
+        std::mem::take(&mut self.signal.lock().flushes)
+    }
+
+    /// So many were written, and so many could not be.
+    pub(super) fn count(&self, written: usize, failed: usize) {
+        self.spilled.fetch_add(written as u64, Ordering::Relaxed);
+        self.unplaced.fetch_add(failed as u64, Ordering::Relaxed);
+    }
+
+    /// A place for a block that is not on the disk and is worth it; with `anyway`, whatever it is worth.
+    pub(super) fn place(&self, leaving: &Leaving, anyway: bool) -> Place {
         let open = self.shared.open(leaving.namespace);
         let Some(below) = open.below else {
-            return Ok(None);
+            return Place::Nowhere("the disk has no room for blocks of this size".into());
         };
         if self.nvme.holds(below, &leaving.digest) {
-            return Ok(None);
+            return Place::There(below);
         }
         let bytes = open.layout.slot_bytes() as u64;
-        let refused = if all {
-            self.admission.lock().spend(bytes);
+        let refused = if anyway {
             None
         } else {
             let now = self.begun.elapsed().as_secs_f64();
@@ -212,75 +185,32 @@ impl Work {
         };
         if let Some(count) = refused {
             count.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
+            return Place::Nowhere("it is not worth writing".into());
         }
         let host = &self.shared.host;
         if (host.proven(leaving.slot, &leaving.digest, &open.layout)).is_none() {
             host.discard(leaving.slot);
-            return Ok(None);
+            return Place::Nowhere("its bytes in memory are wrong".into());
         }
         let tier: Arc<dyn Tier> = self.nvme.clone();
-        let chain = [leaving.digest];
-        let mut rooms = block::reserve(&tier, below, leaving.parent.as_ref(), &chain);
-        match rooms.pop() {
-            Some(Reservation::Room(reserved)) => Ok(Some((reserved, open))),
-            Some(Reservation::Present) => Ok(None),
+        let reserve = match anyway {
+            true => block::reserve_anyway,
+            false => block::reserve,
+        };
+        match reserve(&tier, below, leaving.parent.as_ref(), &[leaving.digest]).pop() {
+            Some(Reservation::Room(reserved)) => {
+                if anyway {
+                    self.admission.lock().spend(bytes);
+                }
+                Place::Room(reserved, open)
+            }
+            Some(Reservation::Present) => Place::Busy,
             Some(Reservation::Full) | None => {
                 self.unplaced.fetch_add(1, Ordering::Relaxed);
-                self.nvme.working().map(|()| None)
+                let working = self.nvme.working();
+                let full = || "the disk has no room that may be taken".into();
+                Place::Nowhere(working.map_or_else(|error| error.to_string(), |()| full()))
             }
         }
-    }
-
-    fn write_batch(&self, batch: Vec<Placed>) -> Result<()> {
-        let arena = self.shared.host.arena();
-        let mut heads = match memmap2::MmapMut::map_anon(PAGE * batch.len()) {
-            Ok(heads) => heads,
-            Err(error) => {
-                batch
-                    .iter()
-                    .for_each(|block| self.shared.host.spilled(&block.leaving));
-                return Err(Error::io("cannot get memory for", "a batch")(error));
-            }
-        };
-        for (head, block) in heads.chunks_exact_mut(PAGE).zip(&batch) {
-            head.copy_from_slice(&arena.read(block.leaving.slot.0, PAGE));
-            head[..8].copy_from_slice(&AT_REST.to_le_bytes());
-        }
-        let slots: Vec<_> = batch.iter().map(|block| block.reserved.slot()).collect();
-        let base = heads.as_mut_ptr();
-        let mut transfer = |place, number: usize| {
-            let block = &batch[number];
-            let rest = block.open.layout.slot_bytes() - PAGE;
-            let slot = block.leaving.slot.0;
-            let head = (base.wrapping_add(number * PAGE), PAGE);
-            let pieces = match rest {
-                0 => vec![head],
-                _ => vec![head, (arena.at(slot + PAGE as u64, rest), rest)],
-            };
-            // SAFETY: `heads` and the arena outlive the transfers. The slot is leased: nobody writes it but a faulty
-            // process, whose bytes do not have the checksums of the head any more.
-            unsafe { Transfer::new(Direction::Write, place, &pieces) }
-        };
-        let mut results: Vec<Option<Result<()>>> = batch.iter().map(|_| None).collect();
-        self.nvme.write(&slots, &mut transfer, |number, result| {
-            results[number] = Some(result);
-        });
-        let mut failure = Ok(());
-        for (block, result) in batch.into_iter().zip(results) {
-            let written = result.unwrap_or(Err(Error::NotFilled));
-            match written.and_then(|()| block.reserved.seal()) {
-                Ok(filled) => {
-                    block::register(vec![filled]);
-                    self.spilled.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    self.unplaced.fetch_add(1, Ordering::Relaxed);
-                    failure = failure.and(Err(error));
-                }
-            }
-            self.shared.host.spilled(&block.leaving);
-        }
-        failure
     }
 }

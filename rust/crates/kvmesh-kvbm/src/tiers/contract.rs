@@ -152,6 +152,16 @@ pub trait Tier: Send + Sync {
         chain: &[Digest],
     ) -> Vec<Room>;
 
+    /// The same for blocks that have to be kept: whatever may leave does, though it be worth more.
+    fn reserve_anyway(
+        &self,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        self.reserve(namespace, parent, chain)
+    }
+
     /// Writes a reserved slot: all segments in order, then the header.
     fn fill(&self, slot: Slot, segments: &[&[u8]]) -> Result<()>;
 

@@ -34,7 +34,14 @@ impl HostTier {
 
     /// The block is below, or is not to be.
     pub(crate) fn spilled(&self, leaving: &Leaving) {
-        self.catalog.lock().done(leaving);
+        self.all_spilled(std::slice::from_ref(leaving));
+    }
+
+    /// The same of several: who waits for room wakes once.
+    pub(crate) fn all_spilled(&self, leaving: &[Leaving]) {
+        let mut catalog = self.catalog.lock();
+        leaving.iter().for_each(|block| catalog.done(block));
+        drop(catalog);
         self.moved.notify_all();
     }
 
@@ -80,6 +87,32 @@ impl HostTier {
         failed: bool,
     ) -> bool {
         let whole = !failed && slot::proven(&self.arena, slot.0, layout, digest, true).is_some();
+        self.settle(slot, whole);
+        whole
+    }
+
+    /// The same of one that was read and that somebody waits for: its bytes are proven as they are copied to `out`, which
+    /// has the segments' size.
+    pub(crate) fn arrived_to(
+        &self,
+        slot: Slot,
+        digest: &Digest,
+        layout: &Layout,
+        out: &mut [u8],
+    ) -> bool {
+        let mut rest = out;
+        let copied = |at, bytes| {
+            let (this, next) = std::mem::take(&mut rest).split_at_mut(bytes);
+            rest = next;
+            self.arena.get(at, this)
+        };
+        let proven = slot::proven_by(&self.arena, slot.0, layout, digest, true, copied);
+        self.settle(slot, proven.is_some());
+        proven.is_some()
+    }
+
+    /// An expected block is in its slot, or will not come.
+    fn settle(&self, slot: Slot, whole: bool) {
         {
             let mut catalog = self.catalog.lock();
             // Before the slot can be anybody else's. Who was let go stays so, though its word has been written over.
@@ -88,7 +121,6 @@ impl HostTier {
             catalog.promoted(&self.journal, slot, whole);
         }
         self.moved.notify_all();
-        whole
     }
 
     /// An expected block will not come, though its slot may still be written, until `arrived`: readers that wait for it

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvmesh_core::{BlockHash, Digest};
 use parking_lot::Mutex;
 
+use super::catalog::Catalog;
 use super::contents::Contents;
 use super::{Capabilities, Held, NamespaceId, Room, Slot, Stats, Tier};
 use crate::copy::checksum;
@@ -59,6 +60,29 @@ pub(super) trait Kept: Send + Sync {
     ) -> Result<()>;
 }
 
+/// Reserves in the catalog, while the tier may be written.
+fn reserve(
+    tier: &impl Kept,
+    blocks: usize,
+    in_catalog: impl FnOnce(&mut Catalog) -> Vec<Room>,
+) -> Vec<Room> {
+    let rooms = {
+        let mut contents = tier.contents().lock();
+        if !contents.online || !tier.is_writable() {
+            return vec![Room::Full; blocks];
+        }
+        let Contents { catalog, epoch, .. } = &mut *contents;
+        let outside = |room| match room {
+            Room::Reserved(slot) => Room::Reserved(epoch.outside(slot)),
+            other => other,
+        };
+        let rooms = in_catalog(catalog).into_iter();
+        rooms.map(outside).collect()
+    };
+    tier.made_room();
+    rooms
+}
+
 impl<T: Kept> Tier for T {
     fn kind(&self) -> Option<kvmesh_core::Tier> {
         Some(T::KIND)
@@ -94,21 +118,20 @@ impl<T: Kept> Tier for T {
         parent: Option<&Digest>,
         chain: &[Digest],
     ) -> Vec<Room> {
-        let rooms = {
-            let mut contents = self.contents().lock();
-            if !contents.online || !self.is_writable() {
-                return vec![Room::Full; chain.len()];
-            }
-            let Contents { catalog, epoch, .. } = &mut *contents;
-            let rooms = catalog.reserve(self.changes(), namespace, parent, chain);
-            let outside = |room| match room {
-                Room::Reserved(slot) => Room::Reserved(epoch.outside(slot)),
-                other => other,
-            };
-            rooms.into_iter().map(outside).collect()
-        };
-        self.made_room();
-        rooms
+        reserve(self, chain.len(), |catalog| {
+            catalog.reserve(self.changes(), namespace, parent, chain)
+        })
+    }
+
+    fn reserve_anyway(
+        &self,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        reserve(self, chain.len(), |catalog| {
+            catalog.reserve_anyway(self.changes(), namespace, parent, chain)
+        })
     }
 
     fn fill(&self, slot: Slot, segments: &[&[u8]]) -> Result<()> {

@@ -21,7 +21,7 @@ pub(crate) use catalog::Leaving;
 pub use contract::{Capabilities, Evicted, Held, NamespaceId, Origins, Room, Slot, Stats, Tier};
 pub use host::HostTier;
 pub use noop::NoopTier;
-pub(crate) use nvme::{Direction, Transfer};
+pub(crate) use nvme::{Direction, Transfer, Writes};
 pub use nvme::{Health, NvmeTier};
 pub(crate) use object::parts;
 pub use object::{Credentials, ObjectSettings, ObjectTier};

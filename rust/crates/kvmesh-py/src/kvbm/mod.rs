@@ -48,6 +48,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         | Error::Io { .. }
         | Error::Offline(_)
         | Error::Storage { .. }
+        | Error::NotKept { .. }
         | Error::DirectoryTaken(_) => PyOSError::new_err(message),
         Error::Lost(_) => PyLookupError::new_err(message),
         Error::Corrupt { .. } => CorruptBlockError::new_err(message),

@@ -3,7 +3,7 @@
 use kvmesh_core::Digest;
 
 use super::super::entry::{Block, Key, State};
-use super::super::{NamespaceId, Slot};
+use super::super::{NamespaceId, Room, Slot};
 use super::{Catalog, Event, PartId};
 use crate::eviction::Use;
 use crate::journal::Journal;
@@ -66,6 +66,34 @@ impl Catalog {
         {
             self.stats.evicted.room += 1;
             self.stats.shed += u64::from(self.is_shed(slot));
+            self.forget(journal, slot, true);
+        }
+    }
+
+    /// Reserves for blocks that have to be kept: where they are worth less than what may leave, that leaves all the same.
+    pub(crate) fn reserve_anyway(
+        &mut self,
+        journal: &Journal,
+        namespace: NamespaceId,
+        parent: Option<&Digest>,
+        chain: &[Digest],
+    ) -> Vec<Room> {
+        loop {
+            let rooms = self.reserve(journal, namespace, parent, chain);
+            let part = self.part_for(namespace, parent, chain);
+            let victim = match rooms.last() {
+                Some(Room::Full) => self.next_to_leave(part),
+                _ => None,
+            };
+            let Some(slot) = victim else {
+                return rooms;
+            };
+            for room in &rooms {
+                if let Room::Reserved(slot) = room {
+                    self.abandon(*slot);
+                }
+            }
+            self.stats.evicted.room += 1;
             self.forget(journal, slot, true);
         }
     }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
-use super::io::{Engine, Transfer};
+use super::io::{Engine, Source, Transfer};
 use crate::error::{Error, Result};
 
 const NAME: &str = "slabs";
@@ -25,6 +25,9 @@ pub(super) struct Disk {
     /// When what is under way began.
     running: Mutex<FxHashMap<u64, Instant>>,
     next: AtomicU64,
+    /// What is written next waits for this.
+    #[cfg(test)]
+    held: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 impl Disk {
@@ -72,7 +75,23 @@ impl Disk {
             direct,
             running: Mutex::default(),
             next: AtomicU64::new(0),
+            #[cfg(test)]
+            held: Mutex::default(),
         })
+    }
+
+    /// The next write waits until this is dropped.
+    #[cfg(test)]
+    pub(super) fn hold_next(&self) -> std::sync::mpsc::Sender<()> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        *self.held.lock() = Some(receiver);
+        sender
+    }
+
+    /// Whether a write waits that was to be held, or has waited.
+    #[cfg(test)]
+    pub(super) fn is_holding(&self) -> bool {
+        self.held.lock().is_none()
     }
 
     /// How bytes are moved.
@@ -86,8 +105,20 @@ impl Disk {
         let timed = self.begin();
         self.engine.run(&self.file, transfers, |place, result| {
             timed.still();
-            done(place, result.map_err(Error::io("cannot use", &self.path)));
+            done(place, result.map_err(|error| self.failed(error)));
         });
+    }
+
+    /// Runs what the source has, until it has no more and all has ended.
+    pub(super) fn stream(&self, source: &mut dyn Source) {
+        let timed = self.begin();
+        self.engine
+            .stream(&self.file, &mut Watched { timed, source });
+    }
+
+    /// What a transfer's failure means.
+    pub(super) fn failed(&self, error: io::Error) -> Error {
+        Error::io("cannot use", &self.path)(error)
     }
 
     /// Makes what was written outlive the machine.
@@ -126,6 +157,30 @@ impl Disk {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.running.lock().insert(id, Instant::now());
         Timed { disk: self, id }
+    }
+}
+
+/// A source of which is known how long the disk keeps it waiting.
+struct Watched<'a> {
+    timed: Timed<'a>,
+    source: &'a mut dyn Source,
+}
+
+impl Source for Watched<'_> {
+    fn next(&mut self, most: usize) -> Vec<(u64, Transfer)> {
+        let next = self.source.next(most);
+        #[cfg(test)]
+        if !next.is_empty()
+            && let Some(held) = { self.timed.disk.held.lock().take() }
+        {
+            let _ = held.recv();
+        }
+        next
+    }
+
+    fn ended(&mut self, ended: Vec<(u64, io::Result<()>)>) {
+        self.timed.still();
+        self.source.ended(ended);
     }
 }
 

@@ -11,9 +11,11 @@ use std::time::Duration;
 use io_uring::{IoUring, Probe, opcode, types};
 use parking_lot::Mutex;
 
-/// Transfers under way in a batch.
+/// Transfers under way at a time.
 const DEPTH: usize = 32;
-/// Threads of a batch where there is no ring.
+/// Of them, those that are begun together.
+const GROUP: usize = 8;
+/// Threads where there is no ring.
 const THREADS: usize = 8;
 
 /// Which way bytes go.
@@ -25,7 +27,18 @@ pub(crate) enum Direction {
     Write,
 }
 
+/// Where transfers come from, as long as there are any.
+pub(crate) trait Source {
+    /// More of them, at most `most`, each with a number that no other under way has. None: there are no more now; it is
+    /// asked again when one has ended.
+    fn next(&mut self, most: usize) -> Vec<(u64, Transfer)>;
+
+    /// These have ended.
+    fn ended(&mut self, ended: Vec<(u64, io::Result<()>)>);
+}
+
 /// One run of bytes of the file, and the one or two pieces of memory that belong to it.
+#[derive(Clone, Copy)]
 pub(crate) struct Transfer {
     direction: Direction,
     offset: u64,
@@ -33,7 +46,7 @@ pub(crate) struct Transfer {
     count: usize,
 }
 
-// SAFETY: `new`'s caller vouches for the memory until the transfer is dropped, from whatever thread.
+// SAFETY: `new`'s caller vouches for the memory until the transfer is used no more, from whatever thread.
 unsafe impl Send for Transfer {}
 // SAFETY: as above; a shared transfer only tells where the memory is.
 unsafe impl Sync for Transfer {}
@@ -42,7 +55,7 @@ impl Transfer {
     /// Bytes from `offset` on, to or from the pieces one after the other.
     ///
     /// # Safety
-    /// Until the value is dropped, every piece must be memory that may be read (written: `Read`), and that nobody else
+    /// Until the value and its copies are dropped, every piece must be memory that may be read (written: `Read`), and that nobody else
     /// writes (accesses: `Read`) while a transfer runs, except processes whose bytes are checked later.
     pub(crate) unsafe fn new(
         direction: Direction,
@@ -157,82 +170,143 @@ impl Engine {
         &self,
         file: &File,
         transfers: &[Transfer],
-        mut done: impl FnMut(usize, io::Result<()>),
+        done: impl FnMut(usize, io::Result<()>),
     ) {
         if let [one] = transfers {
+            let mut done = done;
             return done(0, one.run(file));
         }
+        let mut all = All {
+            transfers: transfers.iter().enumerate(),
+            done,
+        };
+        self.stream(file, &mut all);
+    }
+
+    /// Runs what the source has, until it has no more and all has ended; calls it on this thread. What it gives is under
+    /// way while it is asked for more.
+    pub(crate) fn stream(&self, file: &File, source: &mut dyn Source) {
         let Some(rings) = &self.rings else {
-            return run_on_threads(file, transfers, done);
+            return stream_on_threads(file, source);
         };
         let idle = rings.lock().pop();
         let mut ring = match idle.map_or_else(|| IoUring::new(DEPTH as u32), Ok) {
             Ok(ring) => ring,
-            Err(_) => return run_on_threads(file, transfers, done),
+            Err(_) => return stream_on_threads(file, source),
         };
         let mut flight = Flight {
             ring: &mut ring,
+            entries: Box::new([None; DEPTH]),
             flying: 0,
         };
-        let mut next = 0;
-        while next < transfers.len() || flight.flying > 0 {
-            while next < transfers.len() && flight.flying < DEPTH {
-                flight.launch(file, &transfers[next], next);
-                next += 1;
+        loop {
+            let mut more = true;
+            while more && flight.room() >= GROUP {
+                let next = source.next(GROUP);
+                more = !next.is_empty();
+                flight.launch(file, next);
             }
-            for (place, result) in flight.landed() {
-                let transfer = &transfers[place];
-                done(
-                    place,
-                    match result {
-                        moved if moved >= 0 && moved as usize == transfer.bytes() => Ok(()),
-                        // Cut short or interrupted: once more, which finishes it or tells why not.
-                        moved if moved >= 0 || -moved == libc::EAGAIN || -moved == libc::EINTR => {
-                            transfer.run(file)
-                        }
-                        error => Err(io::Error::from_raw_os_error(-error)),
-                    },
-                );
+            if flight.flying == 0 {
+                break;
             }
+            // Room for a group, where there may be one; else what comes first.
+            let wanted = if more { GROUP - flight.room() } else { 1 };
+            let ended = flight.landed(wanted).into_iter();
+            let ended = ended.map(|(number, transfer, result)| {
+                let result = match result {
+                    moved if moved >= 0 && moved as usize == transfer.bytes() => Ok(()),
+                    // Cut short or interrupted: once more, which finishes it or tells why not.
+                    moved if moved >= 0 || -moved == libc::EAGAIN || -moved == libc::EINTR => {
+                        transfer.run(file)
+                    }
+                    error => Err(io::Error::from_raw_os_error(-error)),
+                };
+                (number, result)
+            });
+            source.ended(ended.collect());
         }
         drop(flight);
         rings.lock().push(ring);
     }
 }
 
+/// Transfers that are all known before.
+struct All<'a, F> {
+    transfers: std::iter::Enumerate<std::slice::Iter<'a, Transfer>>,
+    done: F,
+}
+
+impl<F: FnMut(usize, io::Result<()>)> Source for All<'_, F> {
+    fn next(&mut self, most: usize) -> Vec<(u64, Transfer)> {
+        let next = self.transfers.by_ref().take(most);
+        next.map(|(place, &transfer)| (place as u64, transfer))
+            .collect()
+    }
+
+    fn ended(&mut self, ended: Vec<(u64, io::Result<()>)>) {
+        for (place, result) in ended {
+            (self.done)(place as usize, result);
+        }
+    }
+}
+
 /// A ring with transfers under way, which must land before their memory may go.
 struct Flight<'a> {
     ring: &'a mut IoUring,
+    /// What is under way, by the ring's number for it; each with its source's.
+    entries: Box<[Option<(u64, Transfer)>; DEPTH]>,
     flying: usize,
 }
 
 impl Flight<'_> {
-    fn launch(&mut self, file: &File, transfer: &Transfer, place: usize) {
-        let fd = types::Fd(file.as_raw_fd());
-        let (pieces, count) = (transfer.pieces.as_ptr(), transfer.count as u32);
-        let entry = match transfer.direction {
-            Direction::Read => opcode::Readv::new(fd, pieces, count)
-                .offset(transfer.offset)
-                .build(),
-            Direction::Write => opcode::Writev::new(fd, pieces, count)
-                .offset(transfer.offset)
-                .build(),
-        };
-        // SAFETY: the transfer, its pieces and the file outlive the flight, which waits for all to land when dropped.
-        let pushed = unsafe { self.ring.submission().push(&entry.user_data(place as u64)) };
-        assert!(pushed.is_ok(), "no more transfers than entries");
-        self.flying += 1;
+    fn room(&self) -> usize {
+        DEPTH - self.flying
     }
 
-    /// Waits for at least one; which have landed, with the kernel's result.
-    fn landed(&mut self) -> Vec<(usize, i32)> {
+    /// Begins with these; no more than there is room for.
+    fn launch(&mut self, file: &File, transfers: Vec<(u64, Transfer)>) {
+        if transfers.is_empty() {
+            return;
+        }
+        let fd = types::Fd(file.as_raw_fd());
+        let mut vacant = 0;
+        for transfer in transfers {
+            while self.entries[vacant].is_some() {
+                vacant += 1;
+            }
+            let (_, transfer) = self.entries[vacant].insert(transfer);
+            let (pieces, count) = (transfer.pieces.as_ptr(), transfer.count as u32);
+            let entry = match transfer.direction {
+                Direction::Read => opcode::Readv::new(fd, pieces, count)
+                    .offset(transfer.offset)
+                    .build(),
+                Direction::Write => opcode::Writev::new(fd, pieces, count)
+                    .offset(transfer.offset)
+                    .build(),
+            };
+            // SAFETY: the entry stays in its box until it has landed, its memory by `new`'s contract, and the file
+            // outlives the flight, which waits for all to land when dropped.
+            let pushed = unsafe { self.ring.submission().push(&entry.user_data(vacant as u64)) };
+            assert!(pushed.is_ok(), "no more transfers than entries");
+            self.flying += 1;
+        }
+        // Where it fails, `landed` submits again.
+        let _ = self.ring.submit();
+    }
+
+    /// Waits for so many, at least one; which have landed, with the kernel's results.
+    fn landed(&mut self, wanted: usize) -> Vec<(u64, Transfer, i32)> {
         loop {
             // Interrupted, or the kernel is short of something: what is under way lands all the same.
-            if self.ring.submit_and_wait(1).is_err() {
+            if self.ring.submit_and_wait(wanted.max(1)).is_err() {
                 std::thread::sleep(Duration::from_micros(50));
             }
-            let landed: Vec<(usize, i32)> = (self.ring.completion())
-                .map(|entry| (entry.user_data() as usize, entry.result()))
+            let entries = &mut self.entries;
+            let landed: Vec<_> = (self.ring.completion())
+                .filter_map(|entry| {
+                    let (number, transfer) = entries[entry.user_data() as usize].take()?;
+                    Some((number, transfer, entry.result()))
+                })
                 .collect();
             self.flying -= landed.len();
             if !landed.is_empty() {
@@ -245,37 +319,44 @@ impl Flight<'_> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         while self.flying > 0 {
-            self.landed();
+            self.landed(1);
         }
     }
 }
 
-fn run_on_threads(
-    file: &File,
-    transfers: &[Transfer],
-    mut done: impl FnMut(usize, io::Result<()>),
-) {
-    let next = AtomicUsize::new(0);
-    let (sender, results) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS.min(transfers.len()) {
-            let (next, sender) = (&next, sender.clone());
-            scope.spawn(move || {
-                loop {
-                    let place = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(transfer) = transfers.get(place) else {
-                        break;
-                    };
-                    // The receiver lives longer than this scope.
-                    let _ = sender.send((place, transfer.run(file)));
-                }
-            });
+fn stream_on_threads(file: &File, source: &mut dyn Source) {
+    loop {
+        let mut transfers = source.next(GROUP);
+        while !transfers.is_empty() && transfers.len() + GROUP <= DEPTH {
+            let more = source.next(GROUP);
+            if more.is_empty() {
+                break;
+            }
+            transfers.extend(more);
         }
-        drop(sender);
-        for (place, result) in results {
-            done(place, result);
+        if transfers.is_empty() {
+            return;
         }
-    });
+        let next = AtomicUsize::new(0);
+        let (sender, results) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS.min(transfers.len()) {
+                let (next, transfers, sender) = (&next, &transfers, sender.clone());
+                scope.spawn(move || {
+                    while let Some((number, transfer)) =
+                        transfers.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        // The receiver lives longer than this scope.
+                        let _ = sender.send((*number, transfer.run(file)));
+                    }
+                });
+            }
+            drop(sender);
+            for ended in results {
+                source.ended(vec![ended]);
+            }
+        });
+    }
 }
 
 #[cfg(test)]

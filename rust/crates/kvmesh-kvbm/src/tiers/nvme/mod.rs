@@ -11,6 +11,7 @@ mod keeper;
 mod map;
 mod mount;
 mod tier;
+mod transfers;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub(crate) use io::{Direction, Transfer};
 use kvmesh_core::Digest;
 use parking_lot::{Mutex, RwLock};
+pub(crate) use transfers::Writes;
 
 use self::disk::Disk;
 use self::keeper::Stop;
@@ -142,31 +144,10 @@ impl NvmeTier {
         self.contents.lock().catalog.leading(namespace, chain)
     }
 
-    /// Writes the images of reserved slots, made by `transfer` from a place in the file and one in `slots`; they may be
-    /// sealed when `done` says so. Blocks.
-    pub(crate) fn write(
-        &self,
-        slots: &[Slot],
-        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
-        done: impl FnMut(usize, Result<()>),
-    ) {
-        // First, so that no slot is written while the record says that it holds another block.
-        self.record();
-        self.transfer(slots, transfer, true, done);
-    }
-
-    /// Reads the images of leased slots. Blocks.
-    pub(crate) fn fetch(
-        &self,
-        slots: &[Slot],
-        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
-        done: impl FnMut(usize, Result<()>),
-    ) {
-        self.transfer(slots, transfer, false, done);
-    }
-
-    /// Makes everything registered so far outlive the machine. Fails when the tier is out, or goes out.
+    /// Makes everything registered so far outlive the machine. Fails when the tier is out, or goes out. Blocks.
     pub fn sync(&self) -> Result<()> {
+        // What others have registered they may not have put on record yet.
+        self.record();
         let device = self.online()?;
         let synced = (device.disk.sync()).and_then(|()| device.map.lock().sync());
         if let Err(error) = &synced {
@@ -175,69 +156,6 @@ impl NvmeTier {
             *device.synced.lock() = Instant::now();
         }
         synced
-    }
-
-    fn transfer(
-        &self,
-        slots: &[Slot],
-        transfer: &mut dyn FnMut(u64, usize) -> Transfer,
-        write: bool,
-        mut done: impl FnMut(usize, Result<()>),
-    ) {
-        let device = self.online();
-        let inside: Vec<Option<Slot>> = {
-            let contents = self.contents.lock();
-            slots.iter().map(|&slot| contents.inside(slot)).collect()
-        };
-        let mut places = Vec::with_capacity(slots.len());
-        let mut transfers = Vec::with_capacity(slots.len());
-        for (place, slot) in inside.iter().enumerate() {
-            match (&device, slot) {
-                (Ok(_), Some(slot)) => {
-                    places.push(place);
-                    transfers.push(transfer(slot.0, place));
-                }
-                _ => done(place, Err(Error::Offline(self.dir.clone()))),
-            }
-        }
-        let Ok(device) = device else {
-            return;
-        };
-        let latency = if write { &self.writes } else { &self.reads };
-        let (mut failure, begun) = (None, Instant::now());
-        let mut lost = Vec::new();
-        device.disk.run(&transfers, |number, result| {
-            let place = places[number];
-            if result.is_ok() {
-                latency.record(begun.elapsed());
-                let bytes = transfers[number].bytes() as u64;
-                let mut health = self.health.lock();
-                if write {
-                    health.written_bytes += bytes;
-                    let mut contents = self.contents.lock();
-                    // Unless the tier went away meanwhile.
-                    if let Some(slot) = contents.inside(slots[place])
-                        && contents.catalog.is_reserved(slot)
-                    {
-                        contents.filled.insert(slot);
-                    }
-                } else {
-                    health.read_bytes += bytes;
-                }
-            }
-            if let Err(error) = &result {
-                failure.get_or_insert_with(|| error.to_string());
-                if !write {
-                    lost.push(slots[place]);
-                }
-            }
-            done(place, result);
-        });
-        if let Some(failure) = failure {
-            // A place that cannot be read takes the tier out once, not whenever it is wanted.
-            self.forget(&lost);
-            self.take_out(&device, &failure);
-        }
     }
 
     /// These cannot be read.
@@ -289,6 +207,15 @@ impl NvmeTier {
     /// Fails when the tier is out.
     pub(crate) fn working(&self) -> Result<()> {
         self.online().map(drop)
+    }
+
+    /// The next write waits until the first is dropped; the second says whether one waits.
+    #[cfg(test)]
+    pub(crate) fn hold_next_write(
+        &self,
+    ) -> Result<(std::sync::mpsc::Sender<()>, impl Fn() -> bool + use<>)> {
+        let device = self.online()?;
+        Ok((device.disk.hold_next(), move || device.disk.is_holding()))
     }
 
     fn online(&self) -> Result<Arc<Device>> {

@@ -58,13 +58,9 @@ impl Kept for NvmeTier {
             image[segment.offset..segment.offset + segment.bytes].copy_from_slice(bytes);
         }
         let pieces = [(image.as_mut_ptr(), image.len())];
-        let mut written = Err(Error::NotFilled);
         // SAFETY: `image` is ours and outlives the transfer.
-        let transfer = |place| unsafe { Transfer::new(Direction::Write, place, &pieces) };
-        self.write(&[slot], &mut |place, _| transfer(place), |_, result| {
-            written = result;
-        });
-        written
+        let mut transfer = |place| unsafe { Transfer::new(Direction::Write, place, &pieces) };
+        self.write(slot, &mut transfer)
     }
 
     fn read_block(
