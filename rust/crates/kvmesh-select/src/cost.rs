@@ -82,7 +82,7 @@ pub struct Seat<'a> {
 
 impl<'a> Seat<'a> {
     pub fn new(now: f64, worker: &'a Worker, rates: &'a ClassRates, slots: Slots) -> Self {
-        let share = slots.blocks as f64 / f64::from(worker.blocks);
+        let share = slots.distinct_blocks() as f64 / f64::from(worker.blocks);
         let step_ms = if slots.streams > 0 {
             worker.slower * rates.decode_ms(slots.streams, share.min(1.0))
         } else {
@@ -119,7 +119,7 @@ impl<'a> Seat<'a> {
             let share = blocks as f64 / f64::from(self.worker.blocks);
             self.rates.decode_ms(requests, share.min(1.0))
         };
-        let (others, blocks) = (self.slots.requests, self.slots.blocks);
+        let (others, blocks) = (self.slots.requests, self.slots.distinct_blocks());
         let more = step(others + 1, blocks + u64::from(new_blocks)) - step(others, blocks);
         self.worker.slower * prices.stream * f64::from(others) * prices.token * more
     }
@@ -133,7 +133,7 @@ impl<'a> Seat<'a> {
         (new_blocks, own_blocks): (u32, u32),
         block_tokens: u32,
     ) -> f64 {
-        let blocks = self.slots.blocks + u64::from(new_blocks);
+        let blocks = self.slots.distinct_blocks() + u64::from(new_blocks);
         let share = blocks as f64 / f64::from(self.worker.blocks);
         let step = self
             .rates
