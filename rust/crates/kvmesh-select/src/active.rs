@@ -33,7 +33,8 @@ impl Active {
             self.workers.resize_with(at + 1, Held::default);
         }
         self.workers[at] = Held::default();
-        self.chains.retain(|_, (holder, _)| holder.index != worker.index);
+        self.chains
+            .retain(|_, (holder, _)| holder.index != worker.index);
     }
 
     /// A request holds these blocks from now on.

@@ -147,8 +147,7 @@ impl Selector {
                 cached: [0; 4],
                 terms: Terms {
                     transfer: link * worker.slower * rates.transfer_ms(request.prompt_tokens),
-                    decode: seat.decode_cost(prices, blocks, block_tokens)
-                        + seat.joining_cost(prices, common.new_blocks),
+                    decode: seat.decode_cost(prices, blocks, block_tokens),
                     ..Terms::default()
                 },
             });
@@ -228,9 +227,10 @@ impl Selector {
                 worker.slower * rates.onboard_ms(onboarded)
             };
             let evict = if common.evict > 0.0 {
-                let evicted = worker
-                    .residency
-                    .evicted_by(fresh, seat.slots.distinct_blocks(), worker.blocks);
+                let evicted =
+                    worker
+                        .residency
+                        .evicted_by(fresh, seat.slots.distinct_blocks(), worker.blocks);
                 // Faster turnover than elsewhere: what is evicted is younger, and likelier to be asked for again.
                 let here = evictions[worker.id.index as usize];
                 let younger = (here / common.evictions.max(1.0)).min(4.0);
