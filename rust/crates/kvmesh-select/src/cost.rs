@@ -27,10 +27,10 @@ impl Default for Prices {
     /// Found by simulation of several kinds of traffic; what they decide is flat around these values.
     fn default() -> Self {
         Self {
-            work: 0.1,
-            stream: 0.05,
-            fresh: 0.2,
-            token: 30.0,
+            work: 0.25,
+            stream: 0.15,
+            fresh: 0.3,
+            token: 20.0,
             evict: 3.0,
         }
     }
