@@ -50,8 +50,9 @@ impl Selector {
         let cached = cached.min(prompt - 1);
         let uncached = prompt - cached;
         let workers = (adopted.prefill, adopted.decode);
+        let tokens = (adopted.prompt_tokens, uncached);
         self.leases
-            .take(now, lease, 0, workers, (adopted.prompt_tokens, uncached));
+            .take(now, lease, 0, workers, tokens, &adopted.blocks);
         if adopted.prefilled {
             let progress = Progress {
                 prefilled: true,

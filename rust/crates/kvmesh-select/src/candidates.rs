@@ -147,8 +147,7 @@ impl Selector {
                 cached: [0; 4],
                 terms: Terms {
                     transfer: link * worker.slower * rates.transfer_ms(request.prompt_tokens),
-                    decode: seat.decode_cost(prices, blocks, block_tokens)
-                        + seat.joining_cost(prices, common.new_blocks),
+                    decode: seat.decode_cost(prices, blocks, block_tokens),
                     ..Terms::default()
                 },
             });
@@ -215,7 +214,9 @@ impl Selector {
                     let transfer = slower * half.terms.transfer;
                     (half.decode, transfer, half.terms.decode)
                 } else {
-                    let blocks = (common.new_blocks, fresh);
+                    let known = (depth[0] as usize).min(request.blocks.len());
+                    let held = self.leases.held(worker.id, &request.blocks[..known]);
+                    let blocks = (common.new_blocks - held, fresh);
                     let cost = seat.decode_cost(prices, blocks, block_tokens);
                     (worker.id, 0.0, cost)
                 };
@@ -226,9 +227,10 @@ impl Selector {
                 worker.slower * rates.onboard_ms(onboarded)
             };
             let evict = if common.evict > 0.0 {
-                let evicted = worker
-                    .residency
-                    .evicted_by(fresh, seat.slots.blocks, worker.blocks);
+                let evicted =
+                    worker
+                        .residency
+                        .evicted_by(fresh, seat.slots.distinct_blocks(), worker.blocks);
                 // Faster turnover than elsewhere: what is evicted is younger, and likelier to be asked for again.
                 let here = evictions[worker.id.index as usize];
                 let younger = (here / common.evictions.max(1.0)).min(4.0);

@@ -17,20 +17,20 @@ pub struct Prices {
     /// The same of a request that waits there and will stream by then. Streams met under way are mostly long ones,
     /// for which a pause weighs little; among those about to begin are the short ones (the inspection paradox).
     pub fresh: f64,
-    /// Of a millisecond between the request's own tokens.
+    /// Of a millisecond between the tokens of a request, or of one that it joins.
     pub token: f64,
     /// Of a millisecond expected to be spent on computing an evicted block again.
     pub evict: f64,
 }
 
 impl Default for Prices {
-    /// Found by simulation; what they decide is flat around these values.
+    /// Found by simulation of several kinds of traffic; what they decide is flat around these values.
     fn default() -> Self {
         Self {
-            work: 0.5,
+            work: 0.25,
             stream: 0.15,
             fresh: 0.3,
-            token: 10.0,
+            token: 20.0,
             evict: 3.0,
         }
     }
@@ -82,7 +82,7 @@ pub struct Seat<'a> {
 
 impl<'a> Seat<'a> {
     pub fn new(now: f64, worker: &'a Worker, rates: &'a ClassRates, slots: Slots) -> Self {
-        let share = slots.blocks as f64 / f64::from(worker.blocks);
+        let share = slots.distinct_blocks() as f64 / f64::from(worker.blocks);
         let step_ms = if slots.streams > 0 {
             worker.slower * rates.decode_ms(slots.streams, share.min(1.0))
         } else {
@@ -112,36 +112,28 @@ impl<'a> Seat<'a> {
         self.backlog_ms.max(0.5 * self.step_ms)
     }
 
-    /// What streams here lose by one more among them, which was computed elsewhere: what it adds to each step, for as long as
-    /// the time between its own tokens counts.
-    pub fn joining_cost(&self, prices: &Prices, new_blocks: u32) -> f64 {
+    /// What generating here costs: the time between the request's own tokens; what it adds to that of each other request
+    /// here; and, where blocks of requests' own do not fit, those of others that have to be computed again.
+    ///
+    /// `held_blocks` more are in use with it: a prefix that others hold is in use already. Of its own are `own_blocks`, which are
+    /// not cached here: a prefix that many share fills the pool once, not with each.
+    pub fn decode_cost(
+        &self,
+        prices: &Prices,
+        (held_blocks, own_blocks): (u32, u32),
+        block_tokens: u32,
+    ) -> f64 {
         let step = |requests: u32, blocks: u64| {
             let share = blocks as f64 / f64::from(self.worker.blocks);
             self.rates.decode_ms(requests, share.min(1.0))
         };
-        let (others, blocks) = (self.slots.requests, self.slots.blocks);
-        let more = step(others + 1, blocks + u64::from(new_blocks)) - step(others, blocks);
-        self.worker.slower * prices.stream * f64::from(others) * prices.token * more
-    }
-
-    /// What generating here with `new_blocks`, of which `own_blocks` are not cached here, will cost the request: its
-    /// time between tokens; and, where blocks of requests' own do not fit, those of others that have to be computed
-    /// again. What is cached does not count for that: a prefix that many share fills the pool once, not with each.
-    pub fn decode_cost(
-        &self,
-        prices: &Prices,
-        (new_blocks, own_blocks): (u32, u32),
-        block_tokens: u32,
-    ) -> f64 {
-        let blocks = self.slots.blocks + u64::from(new_blocks);
-        let share = blocks as f64 / f64::from(self.worker.blocks);
-        let step = self
-            .rates
-            .decode_ms(self.slots.requests + 1, share.min(1.0));
+        let (others, blocks) = (self.slots.requests, self.slots.distinct_blocks());
+        let with = step(others + 1, blocks + u64::from(held_blocks));
+        let added = f64::from(others) * (with - step(others, blocks));
         let own = self.slots.own_blocks + u64::from(own_blocks);
         let over = own.saturating_sub(u64::from(self.worker.blocks)) as f64;
         let again = over * f64::from(block_tokens) * self.rates.prefill_token_ms();
-        self.worker.slower * (prices.token * step + again)
+        self.worker.slower * (prices.token * (with + added) + again)
     }
 }
 

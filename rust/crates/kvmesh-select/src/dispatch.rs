@@ -64,8 +64,14 @@ impl Selector {
         let uncached = request.prompt_tokens.max(1) - cached;
         let workers = (winner.prefill, winner.decode);
         let tokens = (request.prompt_tokens, uncached);
-        self.leases
-            .take(context.now, lease, request.id, workers, tokens);
+        self.leases.take(
+            context.now,
+            lease,
+            request.id,
+            workers,
+            tokens,
+            &request.blocks,
+        );
         self.tail.observe(winner.terms.prefill);
         let mut ms = winner.terms.prefill + winner.terms.onboard;
         if let Some(worker) = self.worker(winner.prefill).filter(|_| joins) {

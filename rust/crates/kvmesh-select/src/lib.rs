@@ -14,6 +14,7 @@
 //! ([`plan`]). When no worker has room, requests wait in line: by priority, tenant and deadline ([`Admission`]).
 
 mod accuracy;
+mod active;
 mod admission;
 mod admit;
 mod adopt;

@@ -171,7 +171,7 @@ impl Selector {
     /// A stream has reached `tokens`, of `streams` there: how fast it is tells how fast a decode worker is, long before it
     /// ends. Of an aggregated one prompts tell, and better: what they take is not mixed with anything.
     fn count_steps(&mut self, now: f64, lease: u64, decode: WorkerId, tokens: u32, streams: u32) {
-        let blocks = self.leases.slots(decode).blocks;
+        let blocks = self.leases.slots(decode).distinct_blocks();
         let worker = self
             .workers
             .get_mut(decode.index as usize)
@@ -197,7 +197,7 @@ impl Selector {
         if let Some(worker) = self.worker(decode) {
             let spent = worker.misread * (spent - (worker.busy_ms - busy));
             let step = spent / f64::from(tokens) / worker.slower;
-            let share = (slots.blocks as f64 / f64::from(worker.blocks)).min(1.0);
+            let share = (slots.distinct_blocks() as f64 / f64::from(worker.blocks)).min(1.0);
             let class = worker.class;
             self.rates[class].observe_decode(f64::from(streams), share, step);
         }

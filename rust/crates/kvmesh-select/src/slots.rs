@@ -7,7 +7,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use rustc_hash::FxHashMap;
 
-use crate::types::WorkerId;
+use crate::{active::Active, types::WorkerId};
 
 /// What live leases take of one worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,6 +23,15 @@ pub struct Slots {
     /// Of these, blocks of generating requests, now or later, that were not cached there when they were placed: no
     /// two requests share them, so that a pool that they fill is full.
     pub own_blocks: u64,
+    /// Of `blocks`, those counted before, with another request that shares them.
+    pub shared_blocks: u64,
+}
+
+impl Slots {
+    /// Blocks in use, shared ones counted once.
+    pub fn distinct_blocks(&self) -> u64 {
+        self.blocks.saturating_sub(self.shared_blocks)
+    }
 }
 
 /// What a lease stands for.
@@ -76,6 +85,7 @@ pub struct Leases {
     deadlines: BinaryHeap<Reverse<(u64, u64)>>,
     /// By the worker's place; of the worker that has it now.
     slots: Vec<(u32, Slots)>,
+    active: Active,
     expired: u64,
 }
 
@@ -88,6 +98,7 @@ impl Leases {
             live: FxHashMap::default(),
             deadlines: BinaryHeap::new(),
             slots: Vec::new(),
+            active: Active::default(),
             expired: 0,
         }
     }
@@ -115,9 +126,17 @@ impl Leases {
     /// What is taken of a worker.
     pub fn slots(&self, worker: WorkerId) -> Slots {
         match self.slots.get(worker.index as usize) {
-            Some((life, slots)) if *life == worker.life => *slots,
+            Some((life, slots)) if *life == worker.life => Slots {
+                shared_blocks: self.active.shared(worker),
+                ..*slots
+            },
             _ => Slots::default(),
         }
+    }
+
+    /// Leading blocks of a chain that live requests hold on a worker.
+    pub fn held(&self, worker: WorkerId, chain: &[u64]) -> u32 {
+        self.active.depth(worker, chain)
     }
 
     /// A worker joined; leases of another that had its place before weigh no more.
@@ -127,12 +146,14 @@ impl Leases {
             self.slots.resize(at + 1, (u32::MAX, Slots::default()));
         }
         self.slots[at] = (worker.life, Slots::default());
+        self.active.clear(worker);
     }
 
     /// A worker left; its leases live on, without weight.
     pub fn forget(&mut self, worker: WorkerId) {
         if let Some(entry) = self.slots.get_mut(worker.index as usize) {
             *entry = (u32::MAX, Slots::default());
+            self.active.clear(worker);
         }
     }
 
@@ -150,6 +171,7 @@ impl Leases {
         request: u64,
         workers: (WorkerId, WorkerId),
         (prompt_tokens, uncached_tokens): (u32, u32),
+        chain: &[u64],
     ) {
         let (prefill, decode) = workers;
         let lease = Lease {
@@ -171,6 +193,9 @@ impl Leases {
         let previous = self.live.insert(id, lease);
         debug_assert!(previous.is_none() && id != 0);
         self.deadlines.push(Reverse((lease.deadline.to_bits(), id)));
+        if prefill == decode && self.slots_mut(decode).is_some() {
+            self.active.take(id, decode, chain);
+        }
         if let Some(slots) = self.slots_mut(decode) {
             slots.requests += 1;
             slots.blocks += u64::from(lease.blocks);
@@ -214,6 +239,7 @@ impl Leases {
     /// Ends a lease and frees what it took; None for one that is not held.
     pub fn end(&mut self, id: u64) -> Option<Lease> {
         let lease = self.live.remove(&id)?;
+        self.active.end(id);
         self.free(&lease);
         Some(lease)
     }
@@ -298,8 +324,8 @@ mod tests {
         let worker = |index| WorkerId { index, life: index };
         let mut leases = Leases::new(1_000.0, 64);
         (0..2).for_each(|index| leases.admit(worker(index)));
-        leases.take(0.0, 1, 1, (worker(0), worker(1)), (100, 100));
-        leases.take(0.0, 2, 2, (worker(1), worker(1)), (100, 100));
+        leases.take(0.0, 1, 1, (worker(0), worker(1)), (100, 100), &[]);
+        leases.take(0.0, 2, 2, (worker(1), worker(1)), (100, 100), &[]);
         assert_eq!(leases.leaked(), 0);
         // The second worker leaves; another comes in its place.
         leases.forget(worker(1));

@@ -7,19 +7,26 @@ use common::{Bench, chain, immediate, prompt};
 use kvmesh_select::{Prices, Role, WorkerSpec};
 
 #[test]
-fn a_pair_pays_for_what_it_adds_to_the_streams_that_it_joins() {
-    let (mut bench, ids) = Bench::new(immediate(), &[Role::Prefill, Role::Decode]);
+fn a_request_pays_for_what_it_adds_to_the_streams_that_it_joins() {
+    for roles in [&[Role::Aggregated][..], &[Role::Prefill, Role::Decode]] {
+        joins(roles);
+    }
+}
+
+fn joins(roles: &[Role]) {
+    let (mut bench, ids) = Bench::new(immediate(), roles);
+    let decode = ids[roles.len() - 1];
     for id in 1..=10 {
         let placed = bench.place(prompt(id, &chain(id, 100))).unwrap();
         bench.progress(placed.lease, true, 1);
     }
-    let blocks = bench.selector.slots(ids[1]).blocks as f64;
+    let blocks = bench.selector.slots(decode).blocks as f64;
     let own = bench.step_ms(11.0, (blocks + 100.0) / 10_000.0);
     let each = own - bench.step_ms(10.0, blocks / 10_000.0);
     let placed = bench.place(prompt(11, &chain(11, 100))).unwrap();
     let prices = Prices::default();
     assert!(each > 0.1, "{each}");
-    let expected = prices.token * (own + 10.0 * prices.stream * each);
+    let expected = prices.token * (own + 10.0 * each);
     let paid = placed.winner.terms.decode;
     assert!((paid - expected).abs() < 1e-9, "{paid} {expected}");
 }
@@ -35,15 +42,22 @@ fn a_prefix_that_many_share_fills_the_pool_once() {
     let id = bench.selector.add_worker(&small);
     let prefix = chain(1, 60);
     bench.table.0.insert(id, prefix.clone());
-    // In a pool that is full, as it is where a prefix is counted with each of them.
-    let [third, fourth] =
-        [3.0, 4.0].map(|count| Prices::default().token * bench.step_ms(count, 1.0));
+    // 60 blocks that they share and 10 of each one's own are in use; the last would fill the pool.
+    let share = |own: f64| ((60.0 + own) / f64::from(pool)).min(1.0);
+    let joined = |count: f64, with: f64, before: f64| {
+        let step = bench.step_ms(count, share(with));
+        let added = step - bench.step_ms(count - 1.0, share(before));
+        Prices::default().token * (step + (count - 1.0) * added)
+    };
+    let (third, fourth) = (joined(3.0, 30.0, 20.0), joined(4.0, 110.0, 30.0));
     let again = 10.0 * f64::from(common::BLOCK) * bench.rate("prefill", 1);
     for own in 2..=4 {
         let blocks = [prefix.clone(), chain(own, 10)].concat();
         bench.place(prompt(own, &blocks)).unwrap();
     }
-    assert!(bench.selector.slots(id).blocks > u64::from(pool));
+    let slots = bench.selector.slots(id);
+    assert!(slots.blocks > u64::from(pool));
+    assert_eq!(slots.distinct_blocks(), 90);
     let paid = bench.placed[2].winner.terms.decode;
     assert!((paid - third).abs() < 1e-9, "{paid} {third}");
     // 30 blocks are theirs alone; with 80 of another's, 10 too many.

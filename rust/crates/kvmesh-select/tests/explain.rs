@@ -66,7 +66,7 @@ fn pairs_with_every_decode_worker_are_explained() {
         let alone = prices.token * bench.step_ms(1.0, share(10.0));
         let both = bench.step_ms(2.0, share(held + 10.0));
         let more = both - bench.step_ms(1.0, share(held));
-        let beside = prices.token * (both + prices.stream * more);
+        let beside = prices.token * (both + more);
         let mut request = prompt(2, &chain(2, 10));
         request.explain = true;
         let placed = bench.place(request).unwrap();

@@ -49,6 +49,7 @@ struct Known {
     prefill: WorkerId,
     decode: WorkerId,
     prompt: u32,
+    first: u64,
     uncached: u32,
     prefilled: bool,
     output: u32,
@@ -57,8 +58,16 @@ struct Known {
 
 fn recount(leases: &HashMap<u64, Known>, worker: WorkerId) -> Slots {
     let mut slots = Slots::default();
+    // Prompts of one kind begin alike and those of two do not: the longest of a kind holds all that the others do.
+    let mut longest: HashMap<u64, u64> = HashMap::new();
     for known in leases.values() {
         let blocks = |tokens: u32| u64::from(tokens.div_ceil(common::BLOCK));
+        if known.decode == worker && known.prefill == worker && known.first > 0 {
+            let whole = u64::from(known.prompt / common::BLOCK);
+            let most = longest.entry(known.first).or_default();
+            slots.shared_blocks += whole.min(*most);
+            *most = whole.max(*most);
+        }
         if known.decode == worker {
             slots.requests += 1;
             slots.streams += u32::from(known.prefilled);
@@ -89,6 +98,7 @@ fn run(config: Config, steps: Vec<Step>) {
         &ROLES,
     );
     let mut leases: HashMap<u64, Known> = HashMap::new();
+    let mut firsts: HashMap<u64, u64> = HashMap::new();
     let (mut ended, mut names, mut requests, mut keys) = (Vec::new(), Vec::new(), 0, 100);
     let (mut placed_total, mut ended_total) = (0, 0);
     for step in steps {
@@ -96,6 +106,7 @@ fn run(config: Config, steps: Vec<Step>) {
         match step {
             Step::Submit(blocks) => {
                 requests += 1;
+                firsts.insert(requests, blocks.first().copied().unwrap_or(0));
                 bench.submit(prompt(requests, &blocks)).unwrap();
             }
             Step::Prefilled(at) => {
@@ -161,6 +172,7 @@ fn run(config: Config, steps: Vec<Step>) {
                 prefill: placed.winner.prefill,
                 decode: placed.winner.decode,
                 prompt,
+                first: firsts[&placed.request],
                 uncached: prompt - cached,
                 prefilled: false,
                 output: 0,
