@@ -216,7 +216,7 @@ impl Selector {
                 } else {
                     let known = (depth[0] as usize).min(request.blocks.len());
                     let held = self.leases.held(worker.id, &request.blocks[..known]);
-                    let blocks = (common.new_blocks - held, fresh);
+                    let blocks = (common.new_blocks.saturating_sub(held), fresh);
                     let cost = seat.decode_cost(prices, blocks, block_tokens);
                     (worker.id, 0.0, cost)
                 };
