@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -208,7 +208,11 @@ async def idle_memory(side: Side, count: int) -> float:
 
 
 async def live_memory(side: Side, streams: int) -> float:
-    """KiB for each of so many streams that are being answered: the highest seen, over what it was before."""
+    """KiB for each of so many streams that are being answered: the highest seen, over what it was before.
+
+    Before is when a few have been answered: what is made once is there.
+    """
+    await drive(side.url, side.model, 8, PROMPT_TOKENS, 16, 0.5, 1.0, lambda: 0.0)
     before, highest = side.rss(), 0
     task = asyncio.create_task(
         drive(side.url, side.model, streams, PROMPT_TOKENS, 256, 2.0, 4.0, lambda: 0.0)
@@ -252,18 +256,22 @@ def add_conversation(report: Report, calls: int) -> None:
 
 async def run(report: Report, quick: bool) -> None:
     add_conversation(report, 20 if quick else 200)
-    rounds, seconds = (1, 3.0) if quick else (3, 10.0)
+    rounds, seconds, idle = (1, 3.0, 1_000) if quick else (3, 10.0, IDLE)
     seen: dict[str, list[dict[Key, dict[str, float]]]] = {"ours": [], "dynamo": []}
     memory: dict[str, dict[str, float]] = {"ours": {}, "dynamo": {}}
     with tempfile.TemporaryDirectory() as directory:
-        sides: dict[str, Callable[[Path], object]] = {"ours": ours, "dynamo": dynamo}
+        sides: dict[str, Callable[[Path], AbstractContextManager[Side]]] = {"ours": ours, "dynamo": dynamo}
         for number in range(rounds):
             for name, start in list(sides.items()):
                 try:
-                    with start(Path(directory, f"{name}{number}")) as side:  # pyright: ignore[reportGeneralTypeIssues]
-                        if not number:
-                            memory[name]["idle"] = await idle_memory(side, 1_000 if quick else IDLE)
+                    home = Path(directory, f"{name}{number}")
+                    if not number:
+                        # Each in new processes: memory that others had before would be used again.
+                        with start(home / "idle") as side:
+                            memory[name]["idle"] = await idle_memory(side, idle)
+                        with start(home / "live") as side:
                             memory[name]["live"] = await live_memory(side, 512)
+                    with start(home / "loads") as side:
                         seen[name].append(await loads(side, seconds))
                 except RuntimeError as error:
                     if name == "ours":
@@ -278,7 +286,7 @@ async def run(report: Report, quick: bool) -> None:
     note = f"{beside}512 streams at once"
     report.add(Cell("memory of a live stream", "KiB", "lower", of_ours["live"], goal=40, note=note))
     peers = {f"Dynamo {DYNAMO}": of_dynamo["idle"]} if "idle" in of_dynamo else {}
-    note = f"{1_000 if quick else IDLE} held at once"
+    note = f"{idle:,} held at once"
     report.add(Cell("memory of an idle connection", "KiB", "lower", of_ours["idle"], peers, note=note))
 
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{digest, namespace, settled};
+use common::{Random, digest, namespace, settled};
 use kvmesh_core::Tier as Kind;
 use kvmesh_kvbm::block::{self, Reservation};
 use kvmesh_kvbm::embedded::BlockStore;
@@ -89,18 +89,6 @@ fn files(dir: &Path) -> Vec<PathBuf> {
         }
     }
     found
-}
-
-/// Xorshift: the same on every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Prices {
 }
 
 impl Default for Prices {
-    /// Found by simulation of several kinds of traffic; what they decide is flat around these values.
+    /// Found by simulation of several kinds of traffic, which want different ones: between them.
     fn default() -> Self {
         Self {
             work: 0.25,
@@ -115,12 +115,12 @@ impl<'a> Seat<'a> {
     /// What generating here costs: the time between the request's own tokens; what it adds to that of each other request
     /// here; and, where blocks of requests' own do not fit, those of others that have to be computed again.
     ///
-    /// `held_blocks` more are in use with it: a prefix that others hold is in use already. Of its own are `own_blocks`, which are
-    /// not cached here: a prefix that many share fills the pool once, not with each.
+    /// `more_blocks` are in use with it that were not before: a prefix that others hold is in use already. Of its own are
+    /// `own_blocks`, which are not cached here: a prefix that many share fills the pool once, not with each.
     pub fn decode_cost(
         &self,
         prices: &Prices,
-        (held_blocks, own_blocks): (u32, u32),
+        (more_blocks, own_blocks): (u32, u32),
         block_tokens: u32,
     ) -> f64 {
         let step = |requests: u32, blocks: u64| {
@@ -128,7 +128,7 @@ impl<'a> Seat<'a> {
             self.rates.decode_ms(requests, share.min(1.0))
         };
         let (others, blocks) = (self.slots.requests, self.slots.distinct_blocks());
-        let with = step(others + 1, blocks + u64::from(held_blocks));
+        let with = step(others + 1, blocks + u64::from(more_blocks));
         let added = f64::from(others) * (with - step(others, blocks));
         let own = self.slots.own_blocks + u64::from(own_blocks);
         let over = own.saturating_sub(u64::from(self.worker.blocks)) as f64;

@@ -213,7 +213,8 @@ class KvbmServiceServicer:
 
     def Persist(self, request, context):
         """Writes what memory alone has to the nvme tier and to object storage, past a
-        power failure. INVALID_ARGUMENT: there is neither. UNAVAILABLE: it is out, or goes out.
+        power failure. INVALID_ARGUMENT: there is neither. UNAVAILABLE: it is out, goes
+        out, or has no room for all of it, and says what is not kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -152,7 +152,8 @@ pub trait Tier: Send + Sync {
         chain: &[Digest],
     ) -> Vec<Room>;
 
-    /// The same for blocks that have to be kept: whatever may leave does, though it be worth more.
+    /// The same for blocks that have to be kept: whatever may leave does, though it be worth more. Of tiers that a flush
+    /// writes to; others judge as ever.
     fn reserve_anyway(
         &self,
         namespace: NamespaceId,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kvmesh_kvbm::control::StoreClient;
+use kvmesh_kvbm::embedded::BlockStore;
 use kvmesh_kvbm::store::{NvmeSettings, Settings};
 use kvmesh_kvbm::{Digest, Namespace, Pages};
 
@@ -20,6 +21,34 @@ pub fn settings(dir: &Path, host: u64, nvme: u64) -> Settings {
             bytes_per_day: None,
         }),
         ..Settings::host(dir, host * SLOT)
+    }
+}
+
+/// A store of blocks of 8,000 bytes, with so many slots in memory and on the disk.
+pub fn store(dir: &Path, host: u64, nvme: u64) -> BlockStore {
+    let settings = settings(dir, host, nvme);
+    let store = BlockStore::new(&settings, BLOCK as u32 + 4000).expect("a store");
+    let health = store.store().health().expect("a disk tier");
+    assert_eq!(health.problem, None);
+    store
+}
+
+/// Of a block of such a store.
+pub fn content(number: u64) -> Vec<u8> {
+    (0..BLOCK as u64 + 4000)
+        .map(|at| (number * 31 + at * 7 + at / 251) as u8)
+        .collect()
+}
+
+/// Xorshift: the same on every run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
     }
 }
 

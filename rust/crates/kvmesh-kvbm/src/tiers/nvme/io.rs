@@ -55,8 +55,8 @@ impl Transfer {
     /// Bytes from `offset` on, to or from the pieces one after the other.
     ///
     /// # Safety
-    /// Until the value and its copies are dropped, every piece must be memory that may be read (written: `Read`), and that nobody else
-    /// writes (accesses: `Read`) while a transfer runs, except processes whose bytes are checked later.
+    /// Until the value and its copies are dropped, every piece must be memory that may be read (written: `Read`), and
+    /// that nobody else writes (accesses: `Read`) while a transfer runs, except processes whose bytes are checked later.
     pub(crate) unsafe fn new(
         direction: Direction,
         offset: u64,
